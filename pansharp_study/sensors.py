@@ -7,7 +7,7 @@ __all__ = ['WAVELENGTHS_NM', 'SENSORS', 'TARGETS', 'Sensor', 'get_sensor']
 
 # %% ../nbs/01_sensors.ipynb #fe1f02bd
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from .core import root
 WAVELENGTHS_NM = np.arange(350, 1051, 5)  # (141,) nm, the grid of every response and of every spectrum
 
 
-@lru_cache(maxsize=1)
+@cache
 def _response_table() -> pd.DataFrame:  # one row per wavelength, one column per SENSOR_band
     """Read the committed table of responses, once."""
     path = root() / "data" / "responses.csv"
@@ -103,7 +103,7 @@ def _plain(name: str) -> str:  # the name with only its letters and digits, lowe
 _ALIASES = {_plain(alias): name for name, facts in _FACTS.items() for alias in (name, *facts[0].split())}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _build(name: str) -> Sensor:  # a canonical name
     """Put facts and responses together."""
     _, bands, mtf_ms, mtf_pan, bits, gsd_m, sources = _FACTS[name]
