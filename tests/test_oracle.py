@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pansharp_study import protocol
+from pansharp_study import metrics, protocol
 
 HERE = Path(__file__).parent / "oracle"
 EXPECTED = json.loads((HERE / "expected.json").read_text())["scenes"]
@@ -55,3 +55,47 @@ def test_sensor_table_has_the_reference_gains(scene):
     from pansharp_study.sensors import get_sensor
 
     assert list(get_sensor(scene["sensor"]).mtf_ms) == GAINS[scene["sensor"]]
+
+
+REDUCED = {
+    "SAM_deg": lambda f, g: metrics.sam(f, g),
+    "ERGAS": lambda f, g: metrics.ergas(f, g),
+    "Q2n_32_32": lambda f, g: metrics.q2n(f, g),
+    "Q2n_32_32_crop250x245": lambda f, g: metrics.q2n(f[..., :250, :245], g[..., :250, :245]),
+    "Q2n_32_32_first3bands": lambda f, g: metrics.q2n(f[:, :3], g[:, :3]),
+    "Q_img_qi_mean": lambda f, g: metrics.q(f, g),
+    "Q_img_qi_per_band": lambda f, g: metrics.q(f, g, return_map=True)[1].mean((2, 3))[0],
+    "SCC": lambda f, g: metrics.scc(f, g),
+    "Q2n_self": lambda f, g: metrics.q2n(g, g),
+    "SAM_self_deg": lambda f, g: metrics.sam(g, g),
+    "SCC_self": lambda f, g: metrics.scc(g, g),
+}
+FULL = {"D_lambda": metrics.d_lambda, "D_lambda_K": metrics.d_lambda_k, "D_s": metrics.d_s, "QNR": metrics.qnr, "HQNR": metrics.hqnr}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_index_with_reference(scene, name, dtype, atol):
+    got = REDUCED[name](tensor(scene["fused"], dtype), tensor(scene["gt"], dtype))
+    close(got, torch.as_tensor(scene["expected"][name], dtype=torch.float64), atol)
+
+
+@pytest.mark.parametrize("crop", [None, (250, 245)])
+def test_q2n_of_each_block(scene, crop):
+    rows, columns = crop or (256, 256)
+    got = metrics.q2n(tensor(scene["fused"])[..., :rows, :columns], tensor(scene["gt"])[..., :rows, :columns], return_map=True)[1]
+    close(got[0], torch.from_numpy(scene["q2n_map_crop" if crop else "q2n_map"]))
+
+
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("own_lms", [False, True])
+def test_index_without_reference(scene, name, dtype, atol, own_lms):
+    images = [tensor(scene[k], dtype) for k in ("fused", "ms", "pan")]
+    got = FULL[name](*images, sensor=scene["sensor"], lms=scene["lms"].to(dtype) if own_lms else None)
+    close(got, scene["expected"][name], atol)
+
+
+def test_interpolated_ms_changes_no_relation_to_itself(scene):
+    got = metrics.d_lambda(scene["lms"], tensor(scene["ms"]), tensor(scene["pan"]), sensor=scene["sensor"])
+    close(got, scene["expected"]["D_lambda_identity_msexp"])
