@@ -210,7 +210,7 @@ def scc(
     return torch.where(black, alike, (f * g).sum(1) / torch.where(black, 1.0, lengths))
 
 # %% ../nbs/05_metrics.ipynb #3962d001
-def _full(fused, ms, pan, sensor, lms):
+def _full(fused, ms, pan, sensor, lms, border):
     "Check a full-resolution quadruple; float64 images, `lms` made where missing."
     sensor = get_sensor(sensor)
     for name, x in (("ms", ms), ("pan", pan)):
@@ -222,7 +222,7 @@ def _full(fused, ms, pan, sensor, lms):
             raise ValueError(f"ms {tuple(ms.shape)} of {sensor.name} (ratio {sensor.ratio}) needs {name} {want[name]}, got {tuple(x.shape)}")
     if bands != len(sensor.mtf_ms):
         raise ValueError(f"{bands} bands for {sensor.name}, which has {len(sensor.mtf_ms)}: select them with Sensor.subset")
-    lms = _uint16(upsample(ms.double(), sensor.ratio, border="circular")) if lms is None else lms.double()
+    lms = _uint16(upsample(ms.double(), sensor.ratio, border=border)) if lms is None else lms.double()
     _same(fused, lms, ("fused", "lms"))
     return fused.double(), ms.double(), pan.double(), lms, sensor
 
@@ -252,9 +252,10 @@ def d_lambda(
     sensor: str | Sensor,
     lms: torch.Tensor | None = None,  # (B,C,H,W), default: ms interpolated as in the toolbox
     block: int = 32,
+    border: str = "circular",  # of the interpolation of ms
 ):  # (B,) in [0,2], 0 best
     "Change of the relations between bands."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
     if fused.shape[1] < 2:
         raise ValueError("D_lambda compares pairs of bands: one band has none")
     between = []
@@ -274,10 +275,11 @@ def d_lambda_k(
     sensor: str | Sensor,  # its MTF gains
     lms: torch.Tensor | None = None,
     block: int = 32,
+    border: str = "circular",  # of the interpolation of ms
     normalise: bool = False,  # True: MTF kernels of unit sum
 ):  # (B,) in [0,1], 0 best
     "Khan's spectral distortion: one minus Q2n between the interpolated MS and the MTF-blurred fused image."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
     blurred = mtf_blur(fused, sensor.mtf_ms, sensor.ratio, kind="toolbox", border="replicate", normalise=normalise)
     return 1 - q2n(blurred, lms, block=block)
 
@@ -290,10 +292,11 @@ def d_s(
     sensor: str | Sensor,  # its ratio
     lms: torch.Tensor | None = None,
     block: int = 32,
+    border: str = "circular",  # of the interpolation of ms and of the reduced PAN
 ):  # (B,) in [0,2], 0 best
     "Change of the bands' relation to PAN between the scales."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms)
-    low = upsample(reduce_pan(pan, sensor.ratio), sensor.ratio, border="circular")
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
+    low = upsample(reduce_pan(pan, sensor.ratio), sensor.ratio, border=border)
     to_pan = []
     for bands, grey in ((fused, pan), (lms, low)):
         mean, mean_pan, var, var_pan, cov = _block_moments(bands, grey, block)
@@ -309,9 +312,10 @@ def qnr(
     sensor: str | Sensor,
     lms: torch.Tensor | None = None,
     block: int = 32,
+    border: str = "circular",
 ):  # (B,) at most 1, 1 best
     "Quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border}
     return (1 - d_lambda(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
 
 
@@ -323,7 +327,8 @@ def hqnr(
     sensor: str | Sensor,
     lms: torch.Tensor | None = None,
     block: int = 32,
+    border: str = "circular",
 ):  # (B,) at most 1, 1 best
     "Hybrid quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border}
     return (1 - d_lambda_k(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
