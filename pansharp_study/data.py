@@ -13,6 +13,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from contextlib import contextmanager
 from functools import cache
@@ -223,23 +224,33 @@ def shift_pan(
     return ndimage.shift(pan.astype(np.float64), shift_px, order=3, mode="nearest").astype(np.float32)
 
 
+def _blurred(pan: np.ndarray, sensor: Sensor) -> np.ndarray:  # spline coefficients (H,W)
+    """The PAN as blurred as the MS."""
+    sigma_px = sensor.ratio / np.pi * np.sqrt(-2 * np.log(np.mean(sensor.mtf_ms)))
+    return ndimage.spline_filter(ndimage.gaussian_filter(pan.astype(np.float64), sigma_px, mode="nearest"), order=3, mode="nearest")
+
+
+def _fit(ms: np.ndarray, blurred: np.ndarray, shift_px, ratio: int, margin: int = 4) -> float:
+    """R2 of the blurred PAN, sampled at the shifted coarse centres, as a weighted sum of the bands; `margin` coarse pixels are left out."""
+    inner = [np.arange(margin, count - margin) for count in ms.shape[1:]]
+    at = np.meshgrid(*(ratio * index + ratio // 2 - move for index, move in zip(inner, shift_px)), indexing="ij")
+    target = ndimage.map_coordinates(blurred, at, order=3, mode="nearest", prefilter=False).ravel()
+    cut = ms[:, margin:-margin, margin:-margin].reshape(len(ms), -1).astype(np.float64)
+    bands = np.column_stack([*cut, np.ones(target.size)])
+    weights = np.linalg.lstsq(bands, target, rcond=None)[0]
+    return float(1 - ((target - bands @ weights) ** 2).sum() / ((target - target.mean()) ** 2).sum())
+
+
 def explained(
     ms: np.ndarray,  # (C,h,w)
     pan: np.ndarray,  # (H,W)
     shift_px: tuple[float, float] = (0, 0),  # (down, right) in PAN pixels
     *,
     sensor: str | Sensor,
-    margin: int = 4,  # coarse pixels left out at each side
 ) -> float:  # R2, at most 1
     """How much of the reduced PAN is a weighted sum of the bands, after shifting the PAN."""
     sensor = get_sensor(sensor)
-    sigma_px = sensor.ratio / np.pi * np.sqrt(-2 * np.log(np.mean(sensor.mtf_ms)))
-    reduced = ndimage.gaussian_filter(shift_pan(pan, shift_px).astype(np.float64), sigma_px, mode="nearest")
-    inner = np.s_[margin:-margin, margin:-margin]
-    target = reduced[sensor.ratio // 2 :: sensor.ratio, sensor.ratio // 2 :: sensor.ratio][inner].ravel()
-    bands = np.column_stack([*(band[inner].ravel() for band in ms), np.ones(target.size)])
-    weights = np.linalg.lstsq(bands, target, rcond=None)[0]
-    return float(1 - ((target - bands @ weights) ** 2).sum() / ((target - target.mean()) ** 2).sum())
+    return _fit(ms, _blurred(pan, sensor), shift_px, sensor.ratio)
 
 
 def find_shift(
@@ -252,17 +263,16 @@ def find_shift(
     """The shift of the PAN that the bands explain best."""
     from scipy.optimize import minimize
 
-    steps = np.arange(-reach_px, reach_px + 0.1, 1.0)
-    start = max(((dy, dx) for dy in steps for dx in steps), key=lambda s: explained(ms, pan, s, sensor=sensor))
-    found = minimize(lambda s: -explained(ms, pan, tuple(s), sensor=sensor), start, method="Nelder-Mead",
+    sensor = get_sensor(sensor)
+    blurred, steps = _blurred(pan, sensor), np.arange(-reach_px, reach_px + 0.1, 0.5)
+    start = max(((dy, dx) for dy in steps for dx in steps), key=lambda shift: _fit(ms, blurred, shift, sensor.ratio))
+    found = minimize(lambda shift: -_fit(ms, blurred, shift, sensor.ratio), start, method="Nelder-Mead",
                      options={"xatol": 0.02, "fatol": 1e-6, "initial_simplex": [start, np.add(start, (0.5, 0)), np.add(start, (0, 0.5))]})
     return (round(float(found.x[0]), 2), round(float(found.x[1]), 2)), -float(found.fun)
 
 # %% ../nbs/02_data.ipynb #e81fdf89
 def _read_raster(path: str | Path, what: str):
     """Values (C,H,W), CRS, transform and dtype of one raster, refusing nodata and empty bands."""
-    import warnings
-
     import rasterio
 
     if not Path(path).is_file():
@@ -301,6 +311,8 @@ def read_pair(
     _check_sizes(ms.shape, pan.shape[1:], sensor, ms_name=f"MS file {ms_path}", pan_name=f"PAN file {pan_path}")
     above = max(float(ms.max()), float(pan.max()))
     facts = {"source": f"{Path(ms_path).name} + {Path(pan_path).name}", "dtype": dtype, "shift_px": [float(v) for v in shift_px]}
+    if sensor.peak < above <= 2 * sensor.peak:
+        warnings.warn(f"values reach {above:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are", stacklevel=2)
     if above > 2 * sensor.peak:
         raise ValueError(f"values reach {above:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): rescale the files, or pass "
                          f"dataclasses.replace(sensor, bits={int(np.ceil(np.log2(above + 1)))})")
@@ -322,8 +334,6 @@ def write_geotiff(
     path: str | Path,  # *.tif
 ) -> Path:
     """Write a result with the scene's CRS, transform, band names and number type, in tiles."""
-    import warnings
-
     import rasterio
     from rasterio.transform import Affine
 
@@ -356,7 +366,7 @@ OLD_PIP = "pip==23.2.1"  # newer ones refuse solaris for a misspelt dependency, 
 
 def _pip_download(command: list[str], what: str, folder: Path):
     """Run one `pip download --no-deps`, quietly."""
-    subprocess.run([*command, "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(folder), what],
+    subprocess.run([*command, "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "30", "--no-deps", "--dest", str(folder), what],
                    check=True, capture_output=True, text=True, timeout=300)
 
 
@@ -424,7 +434,8 @@ def acquire(
     """Fetch what can be fetched and say what is there; always succeeds."""
     out_dir, data = Path(out_dir), root() / "data"
     cache_dir = Path(cache_dir) if cache_dir else root() / ".cache"
-    rows = [_row(kind, f"data/pictures ({len(list_pictures(kind=kind))} files)", all(path.is_file() for path in list_pictures(kind=kind)["path"]),
+    folders = dict(zip(KINDS, ("data/pictures/photographs", "data/pictures/remote_sensing")))
+    rows = [_row(kind, folders[kind], all(path.is_file() for path in list_pictures(kind=kind)["path"]),
                  "git checkout data/pictures", "per file, see data/pictures/ATTRIBUTION.csv") for kind in KINDS]
     for item, name, terms in (("responses", "responses.csv", "measured quantities published by the operators"), ("spectra", "spectra.npz", "MIT (earthlib 1.1.0)")):
         rows.append(_row(item, f"data/{name}", (data / name).is_file(), f"git checkout data/{name}", terms))
@@ -435,7 +446,8 @@ def acquire(
         problem = ""
     except Exception as error:  # the pair is optional: say why it is missing and go on
         scene.unlink(missing_ok=True)
-        problem = f"{type(error).__name__}; put {SOLARIS_WHEEL} (pip download --no-deps {SOLARIS}, pip older than 24.1) into .cache/ and run acquire again"
+        reason = "not fetched" if isinstance(error, FileNotFoundError) else f"unusable ({type(error).__name__}), delete it"
+        problem = f"{reason}: put {SOLARIS_WHEEL} (pip download --no-deps {SOLARIS}, pip older than 24.1) into .cache/ and run acquire again"
     rows.append(_row("WV2-solaris", "data/real/WV2-solaris.nc", not problem, problem, SOLARIS_TERMS))
     table = pd.DataFrame(rows)
     with replacing(out_dir / "available.csv") as temporary:
