@@ -94,9 +94,9 @@ def _box_sums(x: torch.Tensor, block: int) -> torch.Tensor:
     return rows[..., block:] - rows[..., :-block]
 
 
-def _uqi(mean_a, mean_b, var_a, var_b, cov):
-    "The universal index from moments; the mean term alone where both are flat."
-    energy, spread = mean_a**2 + mean_b**2, var_a + var_b
+def _uqi(mean_a, mean_b, spread, cov):
+    "The universal index from means, the sum of variances and the covariance; the mean term alone where both are flat."
+    energy = mean_a**2 + mean_b**2
     flat, black = spread <= 1e-20 * energy, energy == 0
     mean_term = torch.where(black, 1.0, 2 * mean_a * mean_b / torch.where(black, 1.0, energy))
     return mean_term * torch.where(flat, 1.0, 2 * cov / torch.where(flat, 1.0, spread))
@@ -111,11 +111,15 @@ def q(
 ):  # (B,) in [-1,1], 1 best
     "Universal image quality index in sliding windows, mean over bands."
     _same(fused, gt, side=block)
-    f, g = fused.double(), gt.double()
-    f0, g0 = (x.detach().mean((2, 3), keepdim=True).round() for x in (f, g))
-    f, g, n = f - f0, g - g0, block**2
-    sf, sg, sff, sgg, sfg = (_box_sums(x, block) / n for x in (f, g, f * f, g * g, f * g))
-    values = _uqi(sf + f0, sg + g0, (sff - sf**2).clamp_min(0), (sgg - sg**2).clamp_min(0), sfg - sf * sg)
+    n, values = block**2, []
+    for f, g in zip(fused.split(1, 1), gt.split(1, 1)):  # band by band: five maps of one band at a time
+        f, g = f.double(), g.double()
+        f0, g0 = (x.detach().mean((2, 3), keepdim=True).round() for x in (f, g))
+        f, g = f - f0, g - g0
+        mean_f, mean_g, square, cross = (_box_sums(x, block) / n for x in (f, g, f * f + g * g, f * g))
+        spread = (square - mean_f**2 - mean_g**2).clamp_min(0)
+        values.append(_uqi(mean_f + f0, mean_g + g0, spread, cross - mean_f * mean_g))
+    values = torch.cat(values, 1)
     return (values.mean((1, 2, 3)), values) if return_map else values.mean((1, 2, 3))
 
 # %% ../nbs/05_metrics.ipynb #d175c3f3
@@ -138,7 +142,7 @@ def _product_table(size: int) -> np.ndarray:  # T[k, i, j], entries -1, 0, 1
 
 def _uint16(x: torch.Tensor) -> torch.Tensor:
     "Round half away from zero and saturate, as a cast to uint16 in MATLAB; the gradient passes straight through."
-    whole = torch.floor(x.detach() + 0.5).clamp(0, 65535)
+    whole = (x.detach() + 0.5).floor_().clamp_(0, 65535)
     return x + (whole - x).detach() if x.requires_grad else whole
 
 
@@ -160,14 +164,16 @@ def q2n(
     "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
     _same(fused, gt)
     work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
-    x, y = (_uint16(a.to(work)) if uint16 else a.to(work) for a in (gt, fused))
-    x, y = (pad_axis(pad_axis(a, 0, -a.shape[2] % block, 2, "symmetric"), 0, -a.shape[3] % block, 3, "symmetric") for a in (x, y))
-    x, y = _to_blocks(x, block, block), _to_blocks(y, block, block)
-    mean_x, mean_y = (a.mean(-1, dtype=torch.float64) for a in (x, y))
-    x, y = x - mean_x[..., None].to(work), y - mean_y[..., None].to(work)
-    cov = (x @ y.mT).double() / (block**2 - 1)  # (...,C,C)
-    var_x, var_y = ((a * a).sum(-1, dtype=torch.float64) / (block**2 - 1) for a in (x, y))
-    values = _q2n_from_moments(mean_x, mean_y, var_x, var_y, cov)
+    z = torch.cat([gt, fused], 1).to(work)  # both, one below the other: one product gives all moments
+    z = _uint16(z) if uint16 else z
+    z = pad_axis(pad_axis(z, 0, -z.shape[2] % block, 2, "symmetric"), 0, -z.shape[3] % block, 3, "symmetric")
+    z, bands = _to_blocks(z, block, block), gt.shape[1]
+    mean = z.mean(-1, dtype=torch.float64)
+    z = z - mean[..., None].to(work)
+    cov = (z @ z.mT).double() / (block**2 - 1)  # (B,rows,columns,2C,2C)
+    var = cov.diagonal(dim1=-2, dim2=-1)
+    moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
+    values = _q2n_from_moments(*moments)
     return (values.mean((1, 2)), values) if return_map else values.mean((1, 2))
 
 
@@ -194,7 +200,7 @@ def _sobel_magnitude(x: torch.Tensor) -> torch.Tensor:
     x = F.pad(x, (1, 1, 1, 1))
     rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
     columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    return torch.linalg.vector_norm(torch.stack([rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]]), dim=0)
+    return _root((rows[..., :-2] - rows[..., 2:]) ** 2 + (columns[..., :-2, :] - columns[..., 2:, :]) ** 2)
 
 
 def scc(
@@ -203,11 +209,13 @@ def scc(
 ):  # (B,) in [0,1], 1 best
     "Cosine similarity of Sobel gradient magnitudes, the toolbox's 'SCC'."
     _same(fused, gt, side=3)
-    f, g = (_sobel_magnitude(x.double()[..., 1:-1, 1:-1]).flatten(1) for x in (fused, gt))
-    lengths = torch.linalg.vector_norm(f, dim=1) * torch.linalg.vector_norm(g, dim=1)
-    black = lengths == 0
-    alike = torch.where((f == g).all(1), 1.0, 0.0).double()  # two black images agree
-    return torch.where(black, alike, (f * g).sum(1) / torch.where(black, 1.0, lengths))
+    cross, energy_f, energy_g, alike = 0, 0, 0, True
+    for f, g in zip(fused.split(1, 1), gt.split(1, 1)):
+        f, g = (_sobel_magnitude(x.double()[..., 1:-1, 1:-1]).flatten(1) for x in (f, g))
+        cross, alike = cross + (f * g).sum(1), alike & (f == g).all(1)
+        energy_f, energy_g = energy_f + (f * f).sum(1), energy_g + (g * g).sum(1)
+    black = energy_f * energy_g == 0  # two black images agree, one does not
+    return torch.where(black, alike.double(), cross / torch.where(black, 1.0, energy_f * energy_g).sqrt())
 
 # %% ../nbs/05_metrics.ipynb #3962d001
 def _full(fused, ms, pan, sensor, lms, border):
@@ -261,7 +269,7 @@ def d_lambda(
     between = []
     for x in (fused, lms):
         mean, _, var, _, cov = _block_moments(x, x, block)
-        pairs = _uqi(mean[..., None], mean[..., None, :], var[..., None], var[..., None, :], cov)
+        pairs = _uqi(mean[..., None], mean[..., None, :], var[..., None] + var[..., None, :], cov)
         between.append(pairs.mean(1))
     i, j = torch.triu_indices(fused.shape[1], fused.shape[1], 1)
     return (between[0] - between[1]).abs()[:, i, j].mean(1)
@@ -300,7 +308,7 @@ def d_s(
     to_pan = []
     for bands, grey in ((fused, pan), (lms, low)):
         mean, mean_pan, var, var_pan, cov = _block_moments(bands, grey, block)
-        to_pan.append(_uqi(mean, mean_pan, var, var_pan, cov[..., 0]).mean(1))
+        to_pan.append(_uqi(mean, mean_pan, var + var_pan, cov[..., 0]).mean(1))
     return (to_pan[0] - to_pan[1]).abs().mean(1)
 
 # %% ../nbs/05_metrics.ipynb #689e2e61

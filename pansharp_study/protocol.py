@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 
 from .sensors import Sensor, get_sensor
 
@@ -58,7 +59,10 @@ def filter_axis(
         kept = (x.shape[dim] - size) // stride + 1
         at = [x.narrow(dim, k, (kept - 1) * stride + 1) for k in range(size)]
         at = [a[:, :, ::stride] if dim == 2 else a[..., ::stride] for a in at]
-        return sum(a * taps[..., k, None, None] for k, a in enumerate(at))
+        out = at[0] * taps[..., 0, None, None]
+        for k in range(1, size):
+            out.addcmul_(at[k], taps[..., k, None, None])
+        return out
     flat, weight = x, taps.expand(*taps.shape[:-2], bands, size)
     if taps.ndim == 3 or bands == 1:  # one group per image and band
         flat, weight = x.reshape(1, batch * bands, *x.shape[2:]), weight.expand(batch, bands, size).reshape(-1, size)
@@ -168,7 +172,7 @@ def mtf_blur(
     kernel = mtf_kernel(gains, ratio, kind=kind, normalise=normalise).to(x)
     half, (height, width) = kernel.shape[-1] // 2, x.shape[2:]
     x = pad_axis(pad_axis(x, half, half, 2, border), half, half, 3, border)
-    shape = [n + -n % 16 for n in x.shape[2:]]
+    shape = [next_fast_len(n) for n in x.shape[2:]]
     with torch.autocast(x.device.type, enabled=False):
         spectrum = torch.fft.rfft2(x, s=shape) * torch.fft.rfft2(kernel, s=shape)  # the filter is even: convolution = correlation
     return torch.fft.irfft2(spectrum, s=shape)[..., 2 * half : 2 * half + height, 2 * half : 2 * half + width]
