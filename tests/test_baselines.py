@@ -10,23 +10,33 @@ from pansharp_study.core import root
 
 SHARED = root().parent / "shared"
 SCENES = {"IK_vit": ("IKONOS", "IKONOS/imgIK.mat"), "WV2_vit": ("WV2", "WV2/imgWV2.mat")}
+FULL = {
+    "IK_vit": ("IKONOS", "IKONOS/imgIK.mat"),
+    "GF2_ucgan0": ("GF2", "GF2/full_0_lr.tif", "GF2/full_0_pan.tif"),
+    "GF2_ucgan3": ("GF2", "GF2/full_3_lr.tif", "GF2/full_3_pan.tif"),
+}
 KNOWN = SHARED / "oracle" / "baselines.json"
 pytestmark = pytest.mark.skipif(not KNOWN.is_file(), reason="no real scenes beside the project")
 KNOWN = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {"scenes": {}, "full_resolution": {}}
 
 
-@pytest.fixture(scope="module", params=SCENES)
-def pair(request):
-    io = pytest.importorskip("scipy.io")
-    sensor, path = SCENES[request.param]
-    arrays = io.loadmat(SHARED / "real" / path)
-    ms = torch.from_numpy(arrays["I_MS"].astype("float64")).permute(2, 0, 1)[None]
-    return request.param, sensor, ms, torch.from_numpy(arrays["I_PAN"].astype("float64"))[None, None]
+def load(paths, shape=None):
+    """Multispectral and panchromatic tensors in float64, cut to `shape` (MS rows and columns)."""
+    if len(paths) == 1:
+        arrays = pytest.importorskip("scipy.io").loadmat(SHARED / "real" / paths[0])
+        ms, pan = arrays["I_MS"].transpose(2, 0, 1), arrays["I_PAN"][None]
+    else:
+        ms, pan = (pytest.importorskip("rasterio").open(SHARED / "real" / path).read() for path in paths)
+    rows, columns = shape or ms.shape[1:]
+    ms, pan = (torch.from_numpy(x.astype("float64"))[None] for x in (ms, pan))
+    return ms[..., :rows, :columns], pan[..., : 4 * rows, : 4 * columns]
 
 
-def test_reduced_resolution(pair):
+@pytest.mark.parametrize("scene", SCENES)
+def test_reduced_resolution(scene):
     """Within 3 % of Q2n, SAM, ERGAS and PSNR, or better."""
-    scene, sensor, ms, pan = pair
+    sensor, *paths = SCENES[scene]
+    ms, pan = load(paths)
     small, crop, off = protocol.wald_pair(ms, pan, sensor), (..., slice(20, -21), slice(20, -21)), []
     for name in classical.METHODS.keys() & KNOWN["scenes"][scene]["methods"].keys():
         fused, gt = classical.METHODS[name](small["ms"], small["pan"], sensor).clamp_min(0)[crop], small["gt"][crop]
@@ -41,11 +51,12 @@ def test_reduced_resolution(pair):
     assert not off, off
 
 
-def test_full_resolution(pair):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scene", FULL)
+def test_full_resolution(scene):
     """EXP's parts within 1e-3; HQNR of the others within 0.01."""
-    scene, sensor, ms, pan = pair
-    if scene not in KNOWN["full_resolution"]:
-        pytest.skip(f"no full-resolution figures for {scene}")
+    sensor, *paths = FULL[scene]
+    ms, pan = load(paths, KNOWN["full_resolution"][scene]["ms"][:2])
     off = []
     for name, known in KNOWN["full_resolution"][scene]["methods"].items():
         if name not in classical.METHODS:
