@@ -245,9 +245,10 @@ def bdsd_pc(
     "Band-dependent spatial detail with non-negative coefficients."
     sensor, lms = _prepare(ms, pan, sensor, border)
     coarse = degrade(pan, [sensor.mtf_pan], sensor.ratio, border="replicate")
-    blurred = mtf_blur(ms, sensor.mtf_ms, sensor.ratio, border="replicate")
+    small = reduce_pan(lms, sensor.ratio)
+    blurred = mtf_blur(small, sensor.mtf_ms, sensor.ratio, border="replicate")
     known = torch.cat([coarse, -blurred], 1).double().flatten(2)
-    lost = (ms - blurred).double().flatten(2)
+    lost = (small - blurred).double().flatten(2)
     gamma = _nonnegative(known @ known.mT, known @ lost.mT)  # (B,1+C,C)
     given = torch.cat([pan, -lms], 1).double()
     return (lms + torch.einsum("bkc,bkhw->bchw", gamma, given)).to(ms.dtype)
