@@ -9,9 +9,12 @@ __all__ = ['SCALES', 'SENSOR_SCHEMA', 'SCHEMA', 'root', 'at_scale', 'load_params
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import yaml
+
+if TYPE_CHECKING:  # imported inside the functions that need it: the pipeline starts a process per stage and must be light
+    import torch
 
 # %% ../nbs/00_core.ipynb #c96ed78d
 def root() -> Path:  # the folder that holds settings.ini and params.yaml
@@ -33,14 +36,14 @@ _range, _number = list, (int, float)
 SENSOR_SCHEMA = {"seed": int, "haze": _range, "noise_dn": _number, "pan_leak": _number, "sharpness": _number}
 SCHEMA = {
     "scale": str, "seed": int, "threads": int, "sensors": SENSOR_SCHEMA,
-    "targets": list, "networks": list, "band_counts": list,
+    "targets": list, "networks": list, "band_counts": list, "classical": list,
     "acquire": {"offline": bool},
     "synthesize_pairs": {
         "samples": int, "size": int, "batch": int, "spectral_share": _number, "materials": int, "zoom": _range,
         "gamma": _range, "jitter": _range, "highpass": _range, "shuffle": _number, "haze": _range, "mtf_ms": _range, "mtf_pan": _range,
         "sharpness": _range, "pan_shift_px": _range, "noise_dn": _range, "pan_leak": _range, "pan_gamma": _range, "level": _range,
     },
-    "synthesize_scenes": {"size": int, "tune": int, "test": int, "materials": int},
+    "synthesize_scenes": {"size": int, "tune": list, "test": list, "materials": int},
     "models": {
         "fusionnet": {"width": int, "depth": int},
         "panformer": {"width": int, "depth": int, "window": int, "heads": int},
@@ -51,7 +54,6 @@ SCHEMA = {
         "validation": int, "log_every": int, "checkpoint_every": int,
     },
     "adapt": {"steps": int, "batch": int, "size": int, "lr": _number, "scratch_lr": _number, "crop": int},
-    "report": {"dpi": int, "crop": int},
     "compare": {"bootstrap": int},
 }
 
@@ -114,8 +116,8 @@ def load_params(
 
 # %% ../nbs/00_core.ipynb #5c34a3a7
 def check_pair(
-    ms: torch.Tensor,  # (B,C,h,w) multispectral, DN
-    pan: torch.Tensor,  # (B,1,H,W) panchromatic, DN
+    ms: "torch.Tensor",  # (B,C,h,w) multispectral, DN
+    pan: "torch.Tensor",  # (B,1,H,W) panchromatic, DN
     ratio: int = 4,  # PAN-to-MS scale ratio
     bands: int | None = None,  # expected number of bands, if any
 ):
@@ -131,17 +133,18 @@ def check_pair(
             "crop both to the same area or pass the sensor's ratio"
         )
     for name, x in (("ms", ms), ("pan", pan)):
-        if not torch.isfinite(x).all():
-            bad = int((~torch.isfinite(x)).sum())
+        if bad := int((~x.isfinite()).sum()):
             raise ValueError(f"{name} holds {bad} NaN or infinite values: mask or fill them first")
 
 # %% ../nbs/00_core.ipynb #2a61ef8f
 def seeded(
     *keys,  # anything printable: the project's seed, a stage, a sensor, a step
-    device: str | torch.device = "cpu",
-) -> torch.Generator:
+    device="cpu",  # where the generator draws
+) -> "torch.Generator":
     "A generator whose stream depends on `keys` alone, the same on every machine."
     import hashlib
+
+    import torch
 
     digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
@@ -151,5 +154,7 @@ def settle(
     threads: int = 2,  # params.yaml: threads
 ):
     "Fix the thread count and ask PyTorch for deterministic kernels, so that a repeated run is identical."
+    import torch
+
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,242 @@
+"""The pipeline: parameters declared, dependencies complete, one sensor's change stays local, kills and wrong input survive."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pansharp_study.core import load_params
+from pansharp_study.pipeline import declared, stage_names
+
+ROOT = Path(__file__).resolve().parents[1]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = DVC["stages"]
+
+
+def imports(text: str) -> set[str]:
+    """Modules of the package that a piece of code imports, at the top or inside functions."""
+    names = set(re.findall(r"from (?:pansharp_study)?\.?(\w+) import", text)) & MODULES
+    for found in re.findall(r"from (?:pansharp_study|\.) import ([\w, ]+)", text):
+        names |= {n.strip() for n in found.split(",")} & MODULES
+    return names
+
+
+MODULES = {p.stem for p in (ROOT / "pansharp_study").glob("*.py")} - {"__init__", "_modidx"}
+
+
+def closure(names: set[str]) -> set[str]:
+    """Modules imported by these modules, and so on."""
+    done = set()
+    while names - done:
+        name = sorted(names - done)[0]
+        done.add(name)
+        names = names | imports((ROOT / "pansharp_study" / f"{name}.py").read_text())
+    return done
+
+
+def notebook_of(stage: dict) -> Path:
+    return ROOT / "nbs" / "stages" / f"{re.search(r'pipeline run (\w+)', stage['cmd'])[1]}.ipynb"
+
+
+def source(path: Path) -> str:
+    return "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameters_are_declared(name):
+    """The notebook has one tagged cell, and every -p of the command is in it."""
+    stage = STAGES[name]
+    assert "desc" in stage
+    given = re.findall(r"-p (\w+) ", stage["cmd"])
+    assert set(given) == set(declared(notebook_of(stage)))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dependencies_are_complete(name):
+    """Every module that the notebook imports, directly or not, is a dependency, and its notebook too."""
+    stage, path = STAGES[name], notebook_of(STAGES[name])
+    assert f"nbs/stages/{path.name}" in stage["deps"]
+    needed = closure(imports(source(path)))
+    listed = {Path(d).stem for d in stage["deps"] if d.startswith("pansharp_study/")}
+    assert needed - {"train" if name in ("synthesize_scenes", "compare") else "", *LAZY.get(name, ())} <= listed, f"{name} lacks {sorted(needed - listed)}"
+
+
+# modules imported only inside functions that this stage never calls
+LAZY = {
+    "acquire": {"protocol"},
+    "synthesize_scenes": {"train", "models", "cnn", "transformer", "mamba"},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameter_sections_are_dependencies(name):
+    """A section of params.yaml that the notebook reads is listed."""
+    listed = {str(p).split(".")[0] for p in STAGES[name].get("params", [])}
+    for section in re.findall(r'params\["(\w+)"\]', source(notebook_of(STAGES[name]))):
+        assert section in listed, f"{name} reads params[{section!r}]"
+
+
+def test_all_stages_are_counted():
+    """The progress line counts what DVC counts."""
+    out = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sorted(out.stdout.split()) == sorted(stage_names(DVC, load_params()))
+
+
+# ---------------------------------------------------------------- a small copy of the whole study
+
+TINY = {
+    "targets": ["QB"], "networks": ["fusionnet", "panformer"], "band_counts": [4],
+    "acquire.offline": True, "synthesize_pairs.samples": 12, "synthesize_pairs.size": 32, "synthesize_pairs.batch": 12,
+    "synthesize_scenes.size": 320, "synthesize_scenes.test": ["colosseum.jpg"], "adapt.steps": 3, "adapt.crop": 48,
+    "pretrain.steps": 40, "pretrain.batch": 2, "pretrain.validation": 4, "pretrain.log_every": 10, "pretrain.checkpoint_every": 5,
+    "models.fusionnet.width": 4, "models.fusionnet.depth": 2, "models.panformer.width": 8, "models.panformer.depth": 1,
+    "compare.bootstrap": 50,
+}
+
+
+def set_value(tree: dict, dotted: str, value):
+    *path, last = dotted.split(".")
+    for key in path:
+        tree = tree[key]
+    tree[last] = value
+
+
+def dvc(folder: Path, *args, **kwargs):
+    env = {**os.environ, "PANSHARP_STUDY_ROOT": str(folder), "PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, "-m", "dvc", *args], cwd=folder, env=env, capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A copy with tiny parameters in a path with a space, its pipeline run once."""
+    folder = tmp_path_factory.mktemp("a study") / "pansharp study"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
+        ".venv", ".git", ".cache", "cache", "tmp", "models", "metrics", "reports", "simulated", "fused", "real", "logs", "_*site", "_proc", "dvc.lock", "__pycache__", "*.egg-info"))
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for key, value in TINY.items():
+        set_value(params, key, value)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    text = (folder / "dvc.yaml").read_text()  # the copy has two networks and one number of bands
+    text = re.sub(r"^ +- models/(?:panmamba_\d|\w+_8)\.safetensors\n|^ +- data/simulated/pairs_8\.safetensors\n", "", text, flags=re.M)
+    (folder / "dvc.yaml").write_text(text)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    shutil.rmtree(folder / ".dvc", ignore_errors=True)
+    dvc(folder, "init", "-q", check=True)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_end_to_end(study):
+    """Every stage leaves its report, the tables hold every method, and the missing real pair is told."""
+    rows = (study / "metrics" / "adapt" / "QB.csv").read_text()
+    for method in ("EXP", "GSA", "MTF-GLP-FS", "fusionnet zero-shot", "panformer one-shot freeze", "fusionnet one-shot from scratch"):
+        assert method in rows
+    assert len((study / "metrics" / "adapt" / "WV2-real.csv").read_text().split("\n")) == 2
+    assert "missing" in (study / "data" / "available.csv").read_text()
+    for report in ("compare", "report/QB", "report/WV2-real", "adapt/QB", "pretrain/fusionnet-4", "acquire"):
+        notebook = json.loads((study / "reports" / f"{report}.ipynb").read_text())
+        errors = [o for c in notebook["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+        assert not errors and any(c.get("outputs") for c in notebook["cells"])
+    assert not list(study.rglob("*.running.ipynb"))
+
+
+def test_nothing_to_do(study):
+    """A second run finds everything up to date."""
+    assert "didn't change" in (out := dvc(study, "repro").stdout) and "Running stage" not in out
+
+
+def test_forced_stage_is_identical(study):
+    """Running a stage again changes no byte of what it makes."""
+    before = (study / "dvc.lock").read_bytes()
+    dvc(study, "repro", "-f", "-s", "report@QB", check=True)
+    dvc(study, "repro", "-f", "-s", "pretrain@fusionnet-4", check=True)
+    assert (study / "dvc.lock").read_bytes() == before
+
+
+def test_one_sensors_change_stays_local(study):
+    """A changed parameter of one sensor makes its own stages stale, and `compare` through them, nothing else."""
+    path = study / "params.yaml"
+    old = path.read_text()
+    params = yaml.safe_load(old)
+    params["sensors"]["QB"]["noise_dn"] = 9.0
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    stale = json.loads(dvc(study, "status", "--json").stdout)
+    assert set(stale) == {"synthesize_scenes@QB"}
+    plan = re.findall(r"Running stage '([^']+)'", dvc(study, "repro", "--dry").stdout)
+    path.write_text(old)
+    assert plan[0] == "synthesize_scenes@QB"
+    assert not [s for s in plan if s.startswith(("acquire", "synthesize_pairs", "pretrain", "adapt_real", "report_real"))]
+
+
+def test_sections_of_sensors_are_separate():
+    """No stage depends on the parameters of all sensors."""
+    for name, stage in STAGES.items():
+        assert "sensors" not in stage.get("params", []), name
+
+
+def test_killed_pretraining_continues(study):
+    """`kill -9` of a training process loses at most the steps since the last checkpoint and changes no result."""
+    before = (study / "models" / "fusionnet_4.safetensors").read_bytes()
+    (study / "models" / "fusionnet_4.safetensors").unlink()
+    env = {**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)}
+    command = [sys.executable, "-m", "pansharp_study.train", "--network", "fusionnet", "--bands", "4"]
+    process = subprocess.Popen(command, cwd=study, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = study / ".cache" / "checkpoints" / "fusionnet_4.pt"
+    end = time.time() + 60
+    while not checkpoint.exists() and process.poll() is None and time.time() < end:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not (study / "models" / "fusionnet_4.safetensors").exists(), "the run was not killed in the middle"
+    again = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, check=True)
+    assert "resuming at step" in again.stdout
+    assert (study / "models" / "fusionnet_4.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("steps:", "stepps:", "did you mean 'steps'"),
+    ("scale: laptop", "scale: desktop", "laptop, h100"),
+    ("offline: false", "offline: maybe", "acquire.offline"),
+])
+def test_wrong_parameters_are_one_line(tmp_path, old, new, message):
+    """A misspelled or mistyped parameter is told in one line with its name."""
+    for name in ("settings.ini", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    text = (tmp_path / "params.yaml").read_text()
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+    done = subprocess.run([sys.executable, "-m", "pansharp_study.pipeline", "check"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path)})
+    assert done.returncode and message in done.stderr and len(done.stderr.strip().split("\n")) == 1
+
+
+def test_corrupt_picture_is_named(study):
+    """A damaged picture stops `acquire` with its name and leaves other results alone."""
+    picture = study / "data" / "pictures" / "photographs" / "casa-mila.jpg"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:5000])
+    done = dvc(study, "repro", "acquire")
+    picture.write_bytes(content)
+    assert done.returncode and "casa-mila.jpg" in done.stdout + done.stderr
+    assert (study / "metrics" / "adapt" / "QB.csv").is_file()
+
+
+def test_cut_pool_is_named(study):
+    """A cut pool of pairs is refused with its name and the way out."""
+    pool = study / "data" / "simulated" / "pairs_4.safetensors"
+    content = pool.read_bytes()
+    pool.unlink()
+    pool.write_bytes(content[: len(content) // 2])
+    done = subprocess.run([sys.executable, "-c", "from pansharp_study.train import *; load_pairs(pairs_path(4))"], cwd=study, capture_output=True, text=True,
+                          env={**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)})
+    pool.write_bytes(content)
+    assert "pairs_4.safetensors" in done.stderr and "synthesize_pairs" in done.stderr

@@ -1,0 +1,84 @@
+"""The repository keeps its promises: package and notebooks in step, notebooks clean, nothing heavy or foreign in it."""
+
+import configparser
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+STAGES = sorted((ROOT / "nbs" / "stages").glob("*.ipynb"))
+
+
+def tracked() -> list[Path]:
+    out = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if out.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / f for f in out.stdout.split("\n") if f and (ROOT / f).is_file()]
+
+
+def code(cell) -> str:
+    return "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+
+
+def test_package_equals_notebooks(tmp_path):
+    """Exporting the notebooks changes nothing."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("settings.ini", "params.yaml", "setup.py", "pyproject.toml", "nbs", "pansharp_study"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
+    subprocess.run(["nbdev_export"], cwd=copy, check=True, capture_output=True)
+    for path in sorted((ROOT / "pansharp_study").glob("*.py")):
+        assert (copy / "pansharp_study" / path.name).read_text() == path.read_text(), f"{path.name}: run nbdev_export"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean(path):
+    """No outputs, no execution counts, no metadata that changes by itself."""
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs") and not cell.get("execution_count"), f"{path.name} holds outputs: run nbdev_clean"
+        assert set(cell["metadata"]) <= {"tags"}, f"{path.name}: cell metadata {cell['metadata']}: run nbdev_clean"
+    first = "".join(notebook["cells"][0]["source"])
+    assert first.startswith("# "), f"{path.name} should begin with a title"
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_stage_defines_nothing(path):
+    """Stages call the library; a function in a stage can't be tested or taught."""
+    assert not any(re.search(r"^\s*(def|class) ", code(c), re.M) for c in json.loads(path.read_text())["cells"])
+
+
+def test_exported_modules_need_no_notebook_tools():
+    """Training must run where nbdev, papermill and DVC are absent."""
+    heavy = re.compile(r"^(?:from|import) (fastcore|nbdev|papermill|dvc|rioxarray|rasterio|jupyter\w*)\b", re.M)
+    for path in (ROOT / "pansharp_study").glob("*.py"):
+        assert not heavy.search(path.read_text()), f"{path.name} imports a tool at the top"
+
+
+def test_tracked_files_are_small():
+    """Everything in git together stays under 32 MiB."""
+    total = sum(f.stat().st_size for f in tracked())
+    assert total < 32 * 2**20, f"{total / 2**20:.1f} MiB are tracked"
+
+
+def test_requirements_are_pinned():
+    """Every requirement of settings.ini has its version in constraints.txt."""
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini")
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    names = (parser["DEFAULT"]["requirements"] + " " + parser["DEFAULT"]["dev_requirements"]).split()
+    for name in names:
+        assert re.split(r"[<>=]", name)[0].lower().replace("_", "-") in pinned, name
+
+
+def test_no_paths_of_a_machine():
+    """Nothing tracked names a home folder or a temporary one."""
+    bad = re.compile(r"/(?:home|root|Users|work)/[a-z_]\w*/|/tmp/[a-z]\w{3,}/")
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".ini", ".toml", ".txt", ".cff", ".lock", ".csv"} and path != Path(__file__):
+            found = bad.search(path.read_text(errors="ignore"))
+            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
