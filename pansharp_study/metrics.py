@@ -165,17 +165,26 @@ def q2n(
     "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
     _same(fused, gt)
     work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
-    z = torch.cat([gt, fused], 1).to(work)  # both, one below the other: one product gives all moments
-    z = _uint16(z) if uint16 else z
-    z = pad_axis(pad_axis(z, 0, -z.shape[2] % block, 2, "symmetric"), 0, -z.shape[3] % block, 3, "symmetric")
-    z, bands = _to_blocks(z, block, block), gt.shape[1]
-    mean = z.mean(-1, dtype=torch.float64)
-    z = z - mean[..., None].to(work)
-    cov = (z @ z.mT).double() / (block**2 - 1)  # (B,rows,columns,2C,2C)
+    pair, bands = [gt, fused], gt.shape[1]
+    for dim in (3, 2):
+        if gt.shape[dim] % block:
+            pair = [pad_axis(x, 0, -gt.shape[dim] % block, dim, "symmetric") for x in pair]
+    strip = pair[0].shape[2] if fused.is_cuda else max(1, 2**18 // (pair[0][..., 0, :].numel() * block)) * block
+    moments = [_block_covariance(x.to(work), y.to(work), block, uint16) for x, y in zip(*(x.split(strip, 2) for x in pair))]
+    mean, cov = (torch.cat(parts, 1) for parts in zip(*moments))
     var = cov.diagonal(dim1=-2, dim2=-1)
     moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
     values = _q2n_from_moments(*moments)
     return (values.mean((1, 2)), values) if return_map else values.mean((1, 2))
+
+
+def _block_covariance(x: torch.Tensor, y: torch.Tensor, block: int, uint16: bool):
+    "Means (B,rows,columns,2C) and sample covariances (...,2C,2C) of both images' bands in every block, in float64."
+    z = torch.cat([_to_blocks(x, block, block), _to_blocks(y, block, block)], 3)  # one below the other: one product gives all
+    z = _uint16(z) if uint16 else z
+    mean = z.mean(-1, dtype=torch.float64)
+    z = z - mean[..., None].to(z.dtype)
+    return mean, (z @ z.mT).double() / (block**2 - 1)
 
 
 def _q2n_from_moments(mean_x, mean_y, var_x, var_y, cov):
@@ -252,15 +261,16 @@ def ssim(
     gt: torch.Tensor,  # (B,C,H,W)
     peak: float,  # largest value of the radiometric scale
     *,
-    return_map: bool = False,  # also the map (B,C,H-10,W-10)
+    return_map: bool = False,  # also the map (B,C,H,W)
 ):  # (B,) in [-1,1], 1 best
     "Structural similarity, mean over bands."
-    _same(fused, gt, side=11)
+    _same(fused, gt, side=6)
     if not peak > 0:
         raise ValueError(f"peak must be positive, got {peak!r}: pass the sensor's, e.g. get_sensor('WV3').peak")
     window = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5) ** 2)
     window, c1, c2, values = window / window.sum(), (0.01 * peak) ** 2, (0.03 * peak) ** 2, []
-    for f, g in zip(fused.double().split(1, 1), gt.double().split(1, 1)):
+    for pair in zip(fused.split(1, 1), gt.split(1, 1)):
+        f, g = (pad_axis(pad_axis(x.double(), 5, 5, 2), 5, 5, 3) for x in pair)
         mean_f, mean_g, square, cross = (filter_axis(filter_axis(x, window, 2), window, 3) for x in (f, g, f * f + g * g, f * g))
         means, product = mean_f**2 + mean_g**2, mean_f * mean_g
         values.append((2 * product + c1) * (2 * (cross - product) + c2) / ((means + c1) * (square - means + c2)))
