@@ -234,7 +234,7 @@ def _nonnegative(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(solved)).mT.to(right) / scale
 
 
-@_method("BDSD-PC", "component substitution", r"\tilde m_b+\gamma_{b,0}P-\sum_k\gamma_{b,k}\tilde m_k,\ \gamma\ge0", "Vivone 2019, doi:10.1109/TGRS.2019.2908313")
+@_method("BDSD-PC", "component substitution", r"\tilde m_b+\gamma_{b,0}P-\sum_k\gamma_{b,k}\tilde m_k,\ \gamma\ge0", "Vivone 2019, IEEE TGRS 57(9), 6421-6433")
 def bdsd_pc(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -418,7 +418,7 @@ def mtf_glp_hpm(
 
 
 @_method("MTF-GLP-HPM-R", "multi-resolution", r"\tilde m_b\frac{\bar m_b+g_b(P-\bar P)}{\bar m_b+g_b(P_{L,b}-\bar P)}",
-         "Vivone, Restaino & Chanussot 2018, doi:10.1109/TIP.2017.2781300")
+         "Vivone, Restaino & Chanussot 2018, IEEE TGRS 56(2), 984-996")
 def mtf_glp_hpm_r(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
