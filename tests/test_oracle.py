@@ -11,6 +11,7 @@ from pansharp_study import metrics, protocol
 
 HERE = Path(__file__).parent / "oracle"
 EXPECTED = json.loads((HERE / "expected.json").read_text())["scenes"]
+LIBRARIES = json.loads((HERE / "libraries.json").read_text())["scenes"]
 GAINS = {"QB": [0.34, 0.32, 0.30, 0.22], "WV3": [0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315]}
 
 
@@ -23,6 +24,7 @@ def tensor(array, dtype=torch.float64):
 def scene(request):
     arrays = dict(np.load(HERE / f"{request.param}.npz"))
     arrays["sensor"], arrays["expected"] = EXPECTED[request.param]["sensor"], EXPECTED[request.param]["indices"]
+    arrays["libraries"] = LIBRARIES[request.param]
     lms = protocol.upsample(tensor(arrays["ms"]), border="circular")
     arrays["lms"] = torch.floor(lms + 0.5).clamp(0, 65535)
     return arrays
@@ -99,3 +101,15 @@ def test_index_without_reference(scene, name, dtype, atol, own_lms):
 def test_interpolated_ms_changes_no_relation_to_itself(scene):
     got = metrics.d_lambda(scene["lms"], tensor(scene["ms"]), tensor(scene["pan"]), sensor=scene["sensor"])
     close(got, scene["expected"]["D_lambda_identity_msexp"])
+
+
+ELSEWHERE = {
+    "ergas": metrics.ergas, "sam": metrics.sam, "q2n": metrics.q2n, "rmse": metrics.rmse,
+    "psnr": lambda f, g: metrics.psnr(f, g, 2047), "ssim": lambda f, g: metrics.ssim(f, g, 2047),
+}
+
+
+@pytest.mark.parametrize("package, name", [(package, name) for package, values in LIBRARIES["syn4_QB"].items() for name in values])
+def test_agreement_with_other_packages(scene, package, name):
+    atol = 1e-6 if (package, name) == ("torchmetrics", "psnr") else 1e-9  # its logarithm is taken in float32
+    close(ELSEWHERE[name](tensor(scene["fused"]), tensor(scene["gt"])), scene["libraries"][package][name], atol)
