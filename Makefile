@@ -47,7 +47,7 @@ test: $(READY)  ## lesson cells of all notebooks, then tests/
 	@python -m pytest
 
 docs: $(READY)  ## the site in _site/index.html
-	@python -m pansharp_study.site
+	@python docs/build.py
 
 lab: $(READY)  ## JupyterLab on this environment
 	@jupyter lab --notebook-dir .
