@@ -46,7 +46,7 @@ def _prepare(ms: torch.Tensor, pan: torch.Tensor, sensor: str | Sensor, border: 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:  # (B,C,1,1)
     "Mean over the pixels, accumulated in float64."
-    return x.mean((2, 3), keepdim=True, dtype=torch.float64)
+    return x.mean((2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
 
 
 def _cov(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,C,1,1)
@@ -67,7 +67,7 @@ def _weights(bands: torch.Tensor, target: torch.Tensor, intercept: bool = True) 
     if intercept:
         x, y = x - _mean(x), y - _mean(y)
     x, y = x.flatten(2), y.flatten(2)
-    return (torch.linalg.pinv(x @ x.mT, rtol=1e-12, hermitian=True) @ (x @ y.mT))[..., None]
+    return (torch.linalg.pinv(x @ x.mT, rtol=1e-12, hermitian=True) @ (x @ y.mT))[..., None].to(bands.dtype)
 
 # %% ../nbs/06_classical.ipynb #8a641cf6
 @_method("EXP", "interpolation", r"\hat m_b=\tilde m_b", "Aiazzi et al. 2002, doi:10.1109/TGRS.2002.803623")
@@ -202,8 +202,9 @@ def pca(
 ) -> torch.Tensor:  # (B,C,H,W) DN
     "Principal component substitution."
     sensor, lms = _prepare(ms, pan, sensor, border)
-    centred = (lms - _mean(lms)).double()
-    vector = torch.linalg.eigh(centred.flatten(2) @ centred.flatten(2).mT)[1][:, :, -1, None, None]
+    centred = lms - _mean(lms)
+    spread = centred.double().flatten(2)
+    vector = torch.linalg.eigh(spread @ spread.mT)[1][:, :, -1, None, None].to(lms.dtype)
     first = (vector * centred).sum(1, keepdim=True)
     sign = torch.where(_cov(first, pan) < 0, -1.0, 1.0)
     return (lms + sign * vector * (_matched(pan, first) - sign * first)).to(ms.dtype)
@@ -250,8 +251,8 @@ def bdsd_pc(
     known = torch.cat([coarse, -blurred], 1).double().flatten(2)
     lost = (small - blurred).double().flatten(2)
     gamma = _nonnegative(known @ known.mT, known @ lost.mT)  # (B,1+C,C)
-    given = torch.cat([pan, -lms], 1).double()
-    return (lms + torch.einsum("bkc,bkhw->bchw", gamma, given)).to(ms.dtype)
+    given = torch.cat([pan, -lms], 1)
+    return lms + torch.einsum("bkc,bkhw->bchw", gamma.to(ms.dtype), given)
 
 # %% ../nbs/06_classical.ipynb #3890531d
 def _cc(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,C,1,1), 0 where flat
