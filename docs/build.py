@@ -280,7 +280,7 @@ def lesson_page(notebook: dict, modules: dict, symbols: dict, depth: int) -> lis
             cells.append(markdown(linked(outside_links(source), symbols, "../" * depth)))
             continue
         cell["source"] = "\n".join(line for line in source.split("\n") if not re.match(r"#\|", line)).strip("\n")
-        cell["metadata"] = {}
+        cell["metadata"] = {"tags": ["library"]} if words & {"export", "exports"} else {}
         imports = only_imports(cell["source"])
         if imports and cells and cells[-1].get("imports"):
             cells[-1]["source"] += "\n\n" + cell["source"]
@@ -402,7 +402,7 @@ def library_pages(library: list[Path], modules: dict) -> tuple[dict[str, str], l
                            for n, o in modules[name].items())
             index += [f"## {name}", "", "```{raw} html", f'<table class="index-api"><tbody>{rows}</tbody></table>', "```", ""]
     text = ["# Library", "", "One notebook is one module of `pansharp_study`: the reason or the equation, the function that implements it, and a lesson that shows and "
-            "checks it. The numbers are the reading order. Under each function a folded card lists its arguments with shapes, units and ranges; "
+            "checks it. The numbers are the reading order. Code with a blue edge belongs to the library, with a green one to the lesson. Under each function a folded card lists its arguments with shapes, units and ranges; "
             "the [function index](functions.md) finds one by name.", "", *table, ""]
     return {"library.md": "\n".join(text), "functions.md": "\n".join(index)}, [*entries, "Function index <functions>"]
 
@@ -446,7 +446,7 @@ def main() -> int:
     start = time.perf_counter()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    os.environ.update(IPYTHONDIR=str(CACHE / "ipython"), MPLBACKEND="agg", TQDM_DISABLE="1", JUPYTER_PLATFORM_DIRS="1", PYTHONWARNINGS="ignore")
+    os.environ.update(PYTHONPATH=str(ROOT), IPYTHONDIR=str(CACHE / "ipython"), MPLBACKEND="agg", TQDM_DISABLE="1", JUPYTER_PLATFORM_DIRS="1", PYTHONWARNINGS="ignore")
     (CACHE / "ipython").mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
@@ -455,7 +455,7 @@ def main() -> int:
 
     from sphinx.cmd.build import main as sphinx
 
-    code = sphinx(["-q", "-b", "html", "-c", str(ROOT / "docs"), "-d", str(CACHE / "doctrees"), str(source), str(CACHE / "html")])
+    code = sphinx(["-q", "-j", str(WORKERS), "-b", "html", "-c", str(ROOT / "docs"), "-d", str(CACHE / "doctrees"), str(source), str(CACHE / "html")])
     if code:
         return code
     shutil.rmtree(ROOT / "_site", ignore_errors=True)

@@ -34,3 +34,8 @@ html_theme_options = {
     "use_source_button": False, "use_issues_button": False, "toc_title": "On this page", "navbar_persistent": [], "navigation_with_keys": False,
     "extra_footer": f"{project} {release}. Benchmark scenes are simulated unless a page says that they are real.",
 }
+
+
+def setup(app):
+    """Read pages on several cores: the extension that copies MathJax has no state, but does not say so."""
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
