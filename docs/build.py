@@ -176,7 +176,8 @@ def card(name: str, obj) -> str:
     described = docments(obj, full=True, returns=True)
     rows = []
     for argument, facts in described.items():
-        if argument in ("self", "cls") or (argument == "return" and facts.get("anno") in (inspect.Parameter.empty, None) and not facts.get("docment")):
+        silent = facts.get("anno") in (inspect.Parameter.empty, None) and not facts.get("docment")
+        if argument in ("self", "cls") or (argument == "return" and silent):
             continue
         default = facts.get("default", inspect.Parameter.empty)
         default = "" if default is inspect.Parameter.empty or "dataclasses" in repr(default) or argument == "return" else repr(default)
@@ -373,8 +374,8 @@ def results_pages(symbols: dict[str, str]) -> tuple[dict[str, str], list[str]]:
             entries.append(f"{title} <{folder}>")
             lines.append(f"- [{title}]({folder}.md): {says}")
     if missing:
-        lines += ["", ":::{note}", f"Not made yet: {', '.join(missing)}. `make reproduce` makes every report (about ten minutes on two cores), then run `make docs` again.",
-                  ":::"]
+        lines += ["", ":::{note}", f"Not made yet: {', '.join(missing)}. "
+                  "`make reproduce` makes every report (about ten minutes on two cores), then run `make docs` again.", ":::"]
     pages["results.md"] = "\n".join(lines) + "\n"
     return pages, entries
 
@@ -402,8 +403,8 @@ def library_pages(library: list[Path], modules: dict) -> tuple[dict[str, str], l
                            for n, o in modules[name].items())
             index += [f"## {name}", "", "```{raw} html", f'<table class="index-api"><tbody>{rows}</tbody></table>', "```", ""]
     text = ["# Library", "", "One notebook is one module of `pansharp_study`: the reason or the equation, the function that implements it, and a lesson that shows and "
-            "checks it. The numbers are the reading order. Code with a blue edge belongs to the library, with a green one to the lesson. Under each function a folded card lists its arguments with shapes, units and ranges; "
-            "the [function index](functions.md) finds one by name.", "", *table, ""]
+            "checks it. The numbers are the reading order. Code with a blue edge belongs to the library, with a green one to the lesson. "
+            "Under each function a folded card lists its arguments with shapes, units and ranges; the [function index](functions.md) finds one by name.", "", *table, ""]
     return {"library.md": "\n".join(text), "functions.md": "\n".join(index)}, [*entries, "Function index <functions>"]
 
 
@@ -441,15 +442,29 @@ def write_pages(executed: dict[Path, Path]) -> Path:
     return source
 
 
+def fingerprint() -> str:
+    """Changes with everything that the site shows."""
+    seen = sha256("".join(sorted(copy.name for copy in keys(lessons()).values())).encode())
+    reports = [p for p in REPORTS.rglob("*.ipynb") if not p.name.endswith(".running.ipynb")]
+    for path in sorted([*reports, *(p for p in (ROOT / "docs").rglob("*") if p.is_file() and "__pycache__" not in p.parts), ROOT / "settings.ini"]):
+        seen.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return seen.hexdigest()
+
+
 def main() -> int:
     """Execute, write pages, run Sphinx, copy to _site; 1 when a notebook failed."""
     start = time.perf_counter()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    os.environ.update(PYTHONPATH=str(ROOT), IPYTHONDIR=str(CACHE / "ipython"), MPLBACKEND="agg", TQDM_DISABLE="1", JUPYTER_PLATFORM_DIRS="1", PYTHONWARNINGS="ignore")
+    os.environ.update(PYTHONPATH=str(ROOT), IPYTHONDIR=str(CACHE / "ipython"), MPLBACKEND="agg", TQDM_DISABLE="1",
+                      JUPYTER_PLATFORM_DIRS="1", PYTHONWARNINGS="ignore")
     (CACHE / "ipython").mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    state, made = fingerprint(), CACHE / "made"
+    if (ROOT / "_site" / "index.html").is_file() and made.is_file() and made.read_text() == state:
+        print("docs: nothing has changed: open _site/index.html")
+        return 0
     executed, failures = execute_stale()
     source = write_pages(executed)
 
@@ -460,6 +475,7 @@ def main() -> int:
         return code
     shutil.rmtree(ROOT / "_site", ignore_errors=True)
     shutil.copytree(CACHE / "html", ROOT / "_site")
+    made.write_text("" if failures else state)
     pages = len(list((ROOT / "_site").rglob("*.html")))
     print(f"docs: {pages} pages in {time.perf_counter() - start:.0f} s: open _site/index.html")
     for failure in failures:
