@@ -305,11 +305,15 @@ def outside_links(source: str) -> str:
 
 
 def report_page(path: Path, title: str, symbols: dict[str, str], up: str) -> list[dict]:
-    """Cells of an executed report: its own heading, code folded, parameters left out."""
-    cells, first = [], True
-    for cell in read(path)["cells"]:
+    """Cells of an executed report: its own heading, code folded; parameters and sections that show nothing left out."""
+    cells, first, given = [], True, read(path)["cells"]
+    for i, cell in enumerate(given):
         tags = cell.get("metadata", {}).get("tags", [])
         if "parameters" in tags or "injected-parameters" in tags or not cell["source"].strip():
+            continue
+        silent = [c["cell_type"] == "code" and not c["outputs"] and "parameters" not in c["metadata"].get("tags", []) for c in given[i : i + 2]]
+        if not first and (silent[0] and cells[-1] is None or silent[1:] == [True]):
+            cells.append(None)  # a heading whose code shows nothing, then that code
             continue
         if cell["cell_type"] == "markdown":
             source = re.sub(r"\A# .*", f"# {title}", cell["source"]) if first else cell["source"]
@@ -318,7 +322,7 @@ def report_page(path: Path, title: str, symbols: dict[str, str], up: str) -> lis
         else:
             cell["metadata"] = {}
             cells.append(folded(cell, "Show the code"))
-    return cells
+    return [cell for cell in cells if cell is not None]
 
 
 def toctree(entries: list[str], caption: str = "", hidden: bool = True) -> str:

@@ -16,6 +16,7 @@ extensions = ["myst_nb", "sphinx-mathjax-offline"]
 nb_execution_mode = "off"  # build.py executes; Sphinx only shows
 nb_ipywidgets_js = {}  # nothing from a network
 nb_mime_priority_overrides = [("html", "text/html", 0)]
+nb_render_markdown_format = "gfm"  # tables in Markdown that code displays
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
