@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 # stages call `python`: it must be this environment's, also in a path with spaces
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS := ignore
+# some machines forbid Python to keep compiled modules: every one of the 29 stages would then compile PyTorch anew, twice the time in all
+unexport PYTHONDONTWRITEBYTECODE
 export JUPYTER_PLATFORM_DIRS := 1
 # threads that wait do not spin: on a busy machine training is several times faster
 export OMP_WAIT_POLICY ?= PASSIVE

@@ -162,7 +162,7 @@ def _check_sizes(ms_shape, pan_shape, sensor: Sensor, *, ms_name="ms", pan_name=
     """Bands and sizes must be those of the sensor."""
     (bands, height, width), ratio = ms_shape, sensor.ratio
     if bands != sensor.n_bands:
-        out = (f'sensor=get_sensor("{sensor.name}").subset(("B", "G", "R", "NIR1"))' if bands < sensor.n_bands
+        out = (f'the bands it has, such as sensor="{sensor.name}:{",".join(sensor.bands[-bands:])}"' if bands < sensor.n_bands
                else f"the {sensor.n_bands} bands {list(sensor.bands)} only, or another sensor")
         raise ValueError(f"{ms_name} has {bands} bands but {sensor.name} has {sensor.n_bands} {list(sensor.bands)}: pass {out}")
     if tuple(pan_shape) != (height * ratio, width * ratio):

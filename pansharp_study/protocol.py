@@ -8,6 +8,7 @@ __all__ = ['BORDERS', 'KINDS', 'HALF_BAND', 'pad_axis', 'filter_axis', 'mtf_sigm
 
 # %% ../nbs/03_protocol.ipynb #87e47b2a
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -227,6 +228,7 @@ def _whole_pixels(x: torch.Tensor, ratio: int):
 HALF_BAND = (0.305334091185, -0.072698593239, 0.021809577942, -0.005192756653, 0.000807762146, -0.000060081482)
 
 
+@cache
 def interpolation_taps(
     ratio: int,
     phase: float | None = None,  # fine position of the first coarse pixel, default ratio // 2; fractions give the sinc

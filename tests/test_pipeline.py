@@ -22,7 +22,8 @@ STAGES = DVC["stages"]
 
 
 def imports(text: str) -> set[str]:
-    """Modules of the package that a piece of code imports, at the top or inside functions."""
+    """Modules of the package that a piece of code imports, at the top or inside functions other than the command line's."""
+    text = text.split("\ndef main(")[0]
     names = set(re.findall(r"from (?:pansharp_study)?\.?(\w+) import", text)) & MODULES
     for found in re.findall(r"from (?:pansharp_study|\.) import ([\w, ]+)", text):
         names |= {n.strip() for n in found.split(",")} & MODULES
@@ -43,7 +44,8 @@ def closure(names: set[str]) -> set[str]:
 
 
 def notebook_of(stage: dict) -> Path:
-    return ROOT / "nbs" / "stages" / f"{re.search(r'pipeline run (\w+)', stage['cmd'])[1]}.ipynb"
+    name = re.search(r"pipeline run (\w+)", stage["cmd"])[1]
+    return ROOT / "nbs" / "stages" / f"{name}.ipynb"
 
 
 def source(path: Path) -> str:
@@ -66,14 +68,7 @@ def test_dependencies_are_complete(name):
     assert f"nbs/stages/{path.name}" in stage["deps"]
     needed = closure(imports(source(path)))
     listed = {Path(d).stem for d in stage["deps"] if d.startswith("pansharp_study/")}
-    assert needed - {"train" if name in ("synthesize_scenes", "compare") else "", *LAZY.get(name, ())} <= listed, f"{name} lacks {sorted(needed - listed)}"
-
-
-# modules imported only inside functions that this stage never calls
-LAZY = {
-    "acquire": {"protocol"},
-    "synthesize_scenes": {"train", "models", "cnn", "transformer", "mamba"},
-}
+    assert needed == listed, f"{name} lacks {sorted(needed - listed)}, needs no {sorted(listed - needed)}"
 
 
 @pytest.mark.parametrize("name", STAGES)
