@@ -162,7 +162,8 @@ def _check_sizes(ms_shape, pan_shape, sensor: Sensor, *, ms_name="ms", pan_name=
     """Bands and sizes must be those of the sensor."""
     (bands, height, width), ratio = ms_shape, sensor.ratio
     if bands != sensor.n_bands:
-        out = (f'the bands it has, such as sensor="{sensor.name}:{",".join(sensor.bands[-bands:])}"' if bands < sensor.n_bands
+        usual = ("B", "G", "R", "NIR", "NIR1")
+        out = (f'the bands it has, such as sensor="{sensor.name}:{",".join(b for b in sensor.bands if b in usual)}"' if bands < sensor.n_bands
                else f"the {sensor.n_bands} bands {list(sensor.bands)} only, or another sensor")
         raise ValueError(f"{ms_name} has {bands} bands but {sensor.name} has {sensor.n_bands} {list(sensor.bands)}: pass {out}")
     if tuple(pan_shape) != (height * ratio, width * ratio):

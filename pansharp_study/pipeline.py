@@ -35,6 +35,8 @@ def clean_report(
             cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
             for output in cell["outputs"]:
                 output.get("metadata", {}).clear()
+                if text := output.get("data", {}).get("text/plain"):
+                    output["data"]["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", "".join(text))
     return notebook
 
 # %% ../nbs/15_pipeline.ipynb #8ca02c20
