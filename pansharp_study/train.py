@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def load_checkpoint(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        print(f"{path.name} can't be read ({type(error).__name__}): starting afresh")
+        print(f"{path.name} can't be read ({type(error).__name__}): starting afresh", file=sys.stderr)
         return None
     return state if state.get("mark") == mark else None
 
@@ -170,7 +171,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         ema = {k: v.to(device) for k, v in state["ema"].items()}
         curves, first, running = state["curves"], state["step"], state["running"].to(device)
-        print(f"resuming at step {first} of {params['steps']}")
+        print(f"resuming at step {first} of {params['steps']}", file=sys.stderr)  # not into the report: it must not tell how often it was killed
     bar = tqdm(range(first, params["steps"]), initial=first, total=params["steps"], unit="step", mininterval=2)
     for step in bar:
         g = seeded(*seed, step)

@@ -193,7 +193,7 @@ def test_killed_pretraining_continues(study):
     process.wait()
     assert checkpoint.exists() and not (study / "models" / "fusionnet_4.safetensors").exists(), "the run was not killed in the middle"
     again = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, check=True)
-    assert "resuming at step" in again.stdout
+    assert "resuming at step" in again.stderr
     assert (study / "models" / "fusionnet_4.safetensors").read_bytes() == before
 
 
