@@ -39,7 +39,7 @@ def clean_report(
                     output["data"]["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", "".join(text))
                 if html := output.get("data", {}).get("text/html"):  # xarray gives its parts random names
                     html, ids = "".join(html), {}
-                    output["data"]["text/html"] = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda m: ids.setdefault(m[0], f"part-{len(ids)}"), html)
+                    output["data"]["text/html"] = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda m, ids=ids: ids.setdefault(m[0], f"part-{len(ids)}"), html)
     return notebook
 
 # %% ../nbs/15_pipeline.ipynb #8ca02c20
