@@ -36,10 +36,11 @@ def clean_report(
             for output in cell["outputs"]:
                 output.get("metadata", {}).clear()
                 if text := output.get("data", {}).get("text/plain"):
-                    output["data"]["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", "".join(text))
+                    output["data"]["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", "".join(text)).splitlines(keepends=True)
                 if html := output.get("data", {}).get("text/html"):  # xarray gives its parts random names
                     html, ids = "".join(html), {}
-                    output["data"]["text/html"] = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda m, ids=ids: ids.setdefault(m[0], f"part-{len(ids)}"), html)
+                    html = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda m, ids=ids: ids.setdefault(m[0], f"part-{len(ids)}"), html)
+                    output["data"]["text/html"] = html.splitlines(keepends=True)  # lines, as nbformat keeps them: readable differences
     return notebook
 
 # %% ../nbs/15_pipeline.ipynb #8ca02c20
