@@ -72,7 +72,7 @@ def tune(
         p.requires_grad_(name not in frozen)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     ratio = pair["pan"].shape[-1] // pair["ms"].shape[-1]
-    whole = {**pair, "lms": upsample(pair["ms"], ratio)}
+    whole = {k: pair[k] for k in ("ms", "pan", "gt")} | {"lms": upsample(pair["ms"], ratio, phase=pair.get("phase"))}
     losses = []
     for step in tqdm(range(params["steps"]), unit="step", leave=False, mininterval=2):
         b = pair_crops(whole, params["batch"], params["size"], seeded(*seed, step))

@@ -297,7 +297,7 @@ def wald_pair(
     kind: str = "gaussian",  # MTF filter: "gaussian" or "toolbox"
     phase: int | None = None,  # default ratio // 2
     border: str = "reflect",
-) -> dict[str, torch.Tensor]:  # ms (B,C,h/ratio,w/ratio), pan (B,1,h,w), gt (B,C,h,w)
+) -> dict[str, torch.Tensor | int]:  # ms (B,C,h/ratio,w/ratio), pan (B,1,h,w), gt (B,C,h,w), and the phase of ms
     "The reduced-resolution pair of a real one, with its reference."
     sensor = get_sensor(sensor)
     ratio = sensor.ratio
@@ -306,4 +306,5 @@ def wald_pair(
     want = (ms.shape[0], 1, ms.shape[2] * ratio, ms.shape[3] * ratio)
     if tuple(_images(pan, "pan").shape) != want:
         raise ValueError(f"ms {tuple(ms.shape)} at ratio {ratio} needs a pan of {want}, got {tuple(pan.shape)}")
-    return {"ms": degrade(ms, sensor.mtf_ms, ratio, phase=phase, kind=kind, border=border), "pan": reduce_pan(pan, ratio), "gt": ms}
+    phase = int(_phase(phase, ratio))
+    return {"ms": degrade(ms, sensor.mtf_ms, ratio, phase=phase, kind=kind, border=border), "pan": reduce_pan(pan, ratio), "gt": ms, "phase": phase}
