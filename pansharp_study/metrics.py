@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .protocol import degrade, filter_axis, mtf_blur, pad_axis, reduce_pan, upsample
+from .protocol import degrade, filter_axis, mtf_blur, mtf_taps, pad_axis, reduce_pan, upsample
+from .radiometry import check_mask, fill_invalid, mask_to_ms, shrink_mask
 from .sensors import Sensor, get_sensor
 
 # %% ../nbs/05_metrics.ipynb #bb652ef2
@@ -30,15 +31,40 @@ def _same(fused: torch.Tensor, gt: torch.Tensor, names=("fused", "gt"), side: in
         raise ValueError(f"images of {tuple(fused.shape[2:])} pixels are too small: this index needs {side} on each side")
 
 # %% ../nbs/05_metrics.ipynb #983c468a
+def _some(kept: torch.Tensor, what: str) -> torch.Tensor:
+    "Refuse a batch in which an image has nothing left."
+    empty = (~kept.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"image {empty[0]} of {len(kept)} (counted from 0) has no {what}: leave it out, or pass a mask with more valid pixels")
+    return kept
+
+
+def _blank(mask: torch.Tensor | None, *images: torch.Tensor):
+    "The checked mask, and the images with zeros where it is false, so that nothing there enters a sum or a gradient."
+    if mask is None:
+        return mask, *images
+    mask = _some(check_mask(mask, images[0]), "valid pixel")
+    return mask, *(x.masked_fill(~mask, 0) for x in images)
+
+
+def _mean(values: torch.Tensor, dim, kept: torch.Tensor | None = None, dtype=None) -> torch.Tensor:
+    "Mean over `dim`, only of what is kept."
+    if kept is None:
+        return values.mean(dim, dtype=dtype)
+    kept = kept.expand_as(values)
+    return values.masked_fill(~kept, 0).sum(dim, dtype=dtype) / kept.sum(dim)
+
+# %% ../nbs/05_metrics.ipynb #d980a436
 def sam(
     fused: torch.Tensor,  # (B,C,H,W)
     gt: torch.Tensor,  # (B,C,H,W)
     *,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
     return_map: bool = False,  # also the angle of each pixel, (B,H,W), NaN where left out
 ):  # (B,) degrees in [0,180], 0 best
     "Mean spectral angle."
     _same(fused, gt)
-    f, g = fused.double(), gt.double()
+    mask, f, g = _blank(mask, fused.double(), gt.double())
     lf, lg = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (f, g))
     valid = (lf * lg != 0)[:, 0]
     f, g = f / lf.clamp_min(1e-300), g / lg.clamp_min(1e-300)
@@ -53,13 +79,15 @@ def ergas(
     gt: torch.Tensor,  # (B,C,H,W)
     *,
     ratio: float = 4,  # PAN-to-MS scale ratio
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
 ):  # (B,) 0 best
     "Relative dimensionless global error of synthesis."
     _same(fused, gt)
     if not ratio > 0:
         raise ValueError(f"ratio must be positive, got {ratio!r}")
-    square_error = ((fused - gt) ** 2).mean((2, 3), dtype=torch.float64)
-    square_mean = gt.mean((2, 3), dtype=torch.float64) ** 2
+    mask, fused, gt = _blank(mask, fused, gt)
+    square_error = _mean((fused - gt) ** 2, (2, 3), mask, torch.float64)
+    square_mean = _mean(gt, (2, 3), mask, torch.float64) ** 2
     return 100 / ratio * _root((square_error / square_mean.clamp_min(1e-12)).mean(1))
 
 
@@ -75,6 +103,7 @@ def psnr(
     peak: float,  # largest value of the radiometric scale: 2047, or 1023 for GaoFen-2
     *,
     bands: str = "pooled",  # "pooled", "mean" of the bands' values, or "each" -> (B,C)
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
 ):  # (B,) dB, infinite best
     "Peak signal-to-noise ratio."
     _same(fused, gt)
@@ -82,7 +111,8 @@ def psnr(
         raise ValueError(f"peak must be positive, got {peak!r}: pass the sensor's, e.g. get_sensor('WV3').peak")
     if bands not in ("pooled", "mean", "each"):
         raise ValueError(f"bands {bands!r} is unknown: choose from pooled, mean, each")
-    square_error = ((fused - gt) ** 2).mean((2, 3), dtype=torch.float64)
+    mask, fused, gt = _blank(mask, fused, gt)
+    square_error = _mean((fused - gt) ** 2, (2, 3), mask, torch.float64)
     square_error = square_error.mean(1) if bands == "pooled" else square_error
     value = 10 * torch.log10(peak**2 / square_error)
     return value.mean(1) if bands == "mean" else value
@@ -93,6 +123,19 @@ def _box_sums(x: torch.Tensor, block: int) -> torch.Tensor:
     table = F.pad(x.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
     rows = table[..., block:, :] - table[..., :-block, :]
     return rows[..., block:] - rows[..., :-block]
+
+
+def _whole_windows(mask: torch.Tensor | None, block: int) -> torch.Tensor | None:  # (B,1,H-block+1,W-block+1)
+    "Windows without an invalid pixel."
+    return None if mask is None else _some(_box_sums(mask.double(), block) == block**2, f"{block}x{block} window without an invalid pixel")
+
+
+def _mean_and_map(values: torch.Tensor, kept: torch.Tensor | None, return_map: bool):
+    "One value per image; on request also the map, NaN where left out."
+    value = _mean(values, tuple(range(1, values.ndim)), kept)
+    if not return_map:
+        return value
+    return value, values if kept is None else values.masked_fill(~kept, math.nan)
 
 
 def _uqi(mean_a, mean_b, spread, cov):
@@ -108,11 +151,13 @@ def q(
     gt: torch.Tensor,  # (B,C,H,W)
     *,
     block: int = 32,  # side of the sliding window
-    return_map: bool = False,  # also the map (B,C,H-block+1,W-block+1)
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
+    return_map: bool = False,  # also the map (B,C,H-block+1,W-block+1), NaN where left out
 ):  # (B,) in [-1,1], 1 best
     "Universal image quality index in sliding windows, mean over bands."
     _same(fused, gt, side=block)
-    n, values = block**2, []
+    mask, fused, gt = _blank(mask, fused, gt)
+    n, values, kept = block**2, [], _whole_windows(mask, block)
     for f, g in zip(fused.split(1, 1), gt.split(1, 1)):  # band by band: five maps of one band at a time
         f, g = f.double(), g.double()
         f0, g0 = (x.detach().mean((2, 3), keepdim=True).round() for x in (f, g))
@@ -120,8 +165,7 @@ def q(
         mean_f, mean_g, square, cross = (_box_sums(x, block) / n for x in (f, g, f * f + g * g, f * g))
         spread = (square - mean_f**2 - mean_g**2).clamp_min(0)
         values.append(_uqi(mean_f + f0, mean_g + g0, spread, cross - mean_f * mean_g))
-    values = torch.cat(values, 1)
-    return (values.mean((1, 2, 3)), values) if return_map else values.mean((1, 2, 3))
+    return _mean_and_map(torch.cat(values, 1), kept, return_map)
 
 # %% ../nbs/05_metrics.ipynb #d175c3f3
 @functools.lru_cache
@@ -160,30 +204,46 @@ def q2n(
     *,
     block: int = 32,  # side of a block
     uint16: bool = True,  # round both to whole DN first, as the toolbox does
-    return_map: bool = False,  # also the value of each block, (B,rows,columns)
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
+    return_map: bool = False,  # also the value of each block, (B,rows,columns), NaN where left out
 ):  # (B,) in [0,1], 1 best
     "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
     _same(fused, gt)
+    mask, fused, gt = _blank(mask, fused, gt)
     work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
-    pair, bands = [gt, fused], gt.shape[1]
-    for dim in (3, 2):
-        if gt.shape[dim] % block:
-            pair = [pad_axis(x, 0, -gt.shape[dim] % block, dim, "symmetric") for x in pair]
+    pair, bands, kept = [_whole_blocks(x, block) for x in (gt, fused)], gt.shape[1], None
+    if mask is not None:
+        kept = _some(_to_blocks(_whole_blocks(mask, block), block, block).all(-1)[..., 0], f"{block}x{block} block without an invalid pixel")
     strip = pair[0].shape[2] if fused.is_cuda else max(1, 2**18 // (pair[0][..., 0, :].numel() * block)) * block
     moments = [_block_covariance(x.to(work), y.to(work), block, uint16) for x, y in zip(*(x.split(strip, 2) for x in pair))]
     mean, cov = (torch.cat(parts, 1) for parts in zip(*moments))
     var = cov.diagonal(dim1=-2, dim2=-1)
     moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
-    values = _q2n_from_moments(*moments)
-    return (values.mean((1, 2)), values) if return_map else values.mean((1, 2))
+    return _mean_and_map(_q2n_from_moments(*moments), kept, return_map)
+
+
+def _whole_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
+    "Sides extended by mirroring to multiples of the block's."
+    for dim in (3, 2):
+        x = pad_axis(x, 0, -x.shape[dim] % block, dim, "symmetric") if x.shape[dim] % block else x
+    return x
 
 
 def _block_covariance(x: torch.Tensor, y: torch.Tensor, block: int, uint16: bool):
     "Means (B,rows,columns,2C) and sample covariances (...,2C,2C) of both images' bands in every block, in float64."
-    z = torch.cat([_to_blocks(x, block, block), _to_blocks(y, block, block)], 3)  # one below the other: one product gives all
-    z = _uint16(z) if uint16 else z
-    mean = z.mean(-1, dtype=torch.float64)
-    z = z - mean[..., None].to(z.dtype)
+    if x.requires_grad or y.requires_grad:
+        z = torch.cat([_to_blocks(x, block, block), _to_blocks(y, block, block)], 3)  # one below the other: one product gives all
+        z = _uint16(z) if uint16 else z
+        mean = z.mean(-1, dtype=torch.float64)
+        z = z - mean[..., None].to(z.dtype)
+    else:  # the same in place: half the time
+        batch, bands, rows, columns = x.shape
+        z = x.new_empty(batch, rows // block, columns // block, 2 * bands, block**2)
+        for part, image in zip(z.chunk(2, 3), (x, y)):
+            part.unflatten(4, (block, block)).copy_(image.unflatten(3, (-1, block)).unflatten(2, (-1, block)).permute(0, 2, 4, 1, 3, 5))
+        z = z.add_(0.5).floor_().clamp_(0, 65535) if uint16 else z
+        mean = z.mean(-1, dtype=torch.float64)
+        z -= mean[..., None].to(z.dtype)
     return mean, (z @ z.mT).double() / (block**2 - 1)
 
 
@@ -216,12 +276,17 @@ def _sobel_magnitude(x: torch.Tensor) -> torch.Tensor:
 def scc(
     fused: torch.Tensor,  # (B,C,H,W)
     gt: torch.Tensor,  # (B,C,H,W)
+    *,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
 ):  # (B,) in [0,1], 1 best
     "Cosine similarity of Sobel gradient magnitudes, the toolbox's 'SCC'."
     _same(fused, gt, side=3)
+    mask, fused, gt = _blank(mask, fused, gt)
+    kept = None if mask is None else _some(shrink_mask(mask[..., 1:-1, 1:-1], 1), "3x3 window without an invalid pixel")
     cross, energy_f, energy_g, alike = 0, 0, 0, True
     for f, g in zip(fused.split(1, 1), gt.split(1, 1)):
-        f, g = (_sobel_magnitude(x.double()[..., 1:-1, 1:-1]).flatten(1) for x in (f, g))
+        f, g = (_sobel_magnitude(x.double()[..., 1:-1, 1:-1]) for x in (f, g))
+        f, g = (x.flatten(1) if kept is None else (x * kept).flatten(1) for x in (f, g))
         cross, alike = cross + (f * g).sum(1), alike & (f == g).all(1)
         energy_f, energy_g = energy_f + (f * f).sum(1), energy_g + (g * g).sum(1)
     black = energy_f * energy_g == 0  # two black images agree, one does not
@@ -231,10 +296,13 @@ def scc(
 def rmse(
     fused: torch.Tensor,  # (B,C,H,W)
     gt: torch.Tensor,  # (B,C,H,W)
+    *,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
 ):  # (B,) DN, 0 best
     "Root mean square error over all bands."
     _same(fused, gt)
-    return _root(((fused - gt) ** 2).mean((1, 2, 3), dtype=torch.float64))
+    mask, fused, gt = _blank(mask, fused, gt)
+    return _root(_mean((fused - gt) ** 2, (1, 2, 3), mask, torch.float64))
 
 
 def _correlation(var_a: torch.Tensor, var_b: torch.Tensor, cov: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
@@ -247,13 +315,16 @@ def _correlation(var_a: torch.Tensor, var_b: torch.Tensor, cov: torch.Tensor, fl
 def cc(
     fused: torch.Tensor,  # (B,C,H,W)
     gt: torch.Tensor,  # (B,C,H,W)
+    *,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
 ):  # (B,) in [-1,1], 1 best
     "Pearson correlation, mean over bands."
     _same(fused, gt)
-    f, g = fused.double().flatten(2), gt.double().flatten(2)
-    floor = 1e-20 * (f * f + g * g).mean(-1)  # rounding leaves less than this of a flat band
-    f, g = f - f.mean(-1, keepdim=True), g - g.mean(-1, keepdim=True)
-    return _correlation((f * f).mean(-1), (g * g).mean(-1), (f * g).mean(-1), floor).mean(1)
+    mask, f, g = _blank(mask, fused.double(), gt.double())
+    f, g, kept = f.flatten(2), g.flatten(2), None if mask is None else mask.flatten(2)
+    floor = 1e-20 * _mean(f * f + g * g, -1, kept)  # rounding leaves less than this of a flat band
+    f, g = (x - _mean(x, -1, kept)[..., None] for x in (f, g))
+    return _correlation(*(_mean(x, -1, kept) for x in (f * f, g * g, f * g)), floor).mean(1)
 
 # %% ../nbs/05_metrics.ipynb #bed42eb8
 def ssim(
@@ -261,12 +332,15 @@ def ssim(
     gt: torch.Tensor,  # (B,C,H,W)
     peak: float,  # largest value of the radiometric scale
     *,
-    return_map: bool = False,  # also the map (B,C,H,W)
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
+    return_map: bool = False,  # also the map (B,C,H,W), NaN where left out
 ):  # (B,) in [-1,1], 1 best
     "Structural similarity, mean over bands."
     _same(fused, gt, side=6)
     if not peak > 0:
         raise ValueError(f"peak must be positive, got {peak!r}: pass the sensor's, e.g. get_sensor('WV3').peak")
+    mask, fused, gt = _blank(mask, fused, gt)
+    kept = None if mask is None else _some(shrink_mask(mask, 5), "11x11 window without an invalid pixel")
     window = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5) ** 2)
     window, c1, c2, values = window / window.sum(), (0.01 * peak) ** 2, (0.03 * peak) ** 2, []
     for pair in zip(fused.split(1, 1), gt.split(1, 1)):
@@ -274,8 +348,7 @@ def ssim(
         mean_f, mean_g, square, cross = (filter_axis(filter_axis(x, window, 2), window, 3) for x in (f, g, f * f + g * g, f * g))
         means, product = mean_f**2 + mean_g**2, mean_f * mean_g
         values.append((2 * product + c1) * (2 * (cross - product) + c2) / ((means + c1) * (square - means + c2)))
-    values = torch.cat(values, 1)
-    return (values.mean((1, 2, 3)), values) if return_map else values.mean((1, 2, 3))
+    return _mean_and_map(torch.cat(values, 1), kept, return_map)
 
 # %% ../nbs/05_metrics.ipynb #3962d001
 def _full_shapes(fused, ms, pan, sensor) -> Sensor:
@@ -293,9 +366,13 @@ def _full_shapes(fused, ms, pan, sensor) -> Sensor:
     return sensor
 
 
-def _full(fused, ms, pan, sensor, lms, border):
-    "Check a full-resolution quadruple; float64 images, `lms` made where missing."
+def _full(fused, ms, pan, sensor, lms, border, mask=None):
+    "Check a full-resolution quadruple; float64 images, invalid pixels filled, `lms` made where missing."
     sensor = _full_shapes(fused, ms, pan, sensor)
+    if mask is not None:
+        mask = _blank(mask, pan)[0]
+        fused, pan, ms = fill_invalid(fused, mask), fill_invalid(pan, mask), fill_invalid(ms, mask_to_ms(mask, sensor.ratio))
+        lms = None if lms is None else fill_invalid(lms, mask)
     lms = _uint16(upsample(ms.double(), sensor.ratio, border=border)) if lms is None else lms.double()
     _same(fused, lms, ("fused", "lms"))
     return fused.double(), ms.double(), pan.double(), lms, sensor
@@ -317,6 +394,14 @@ def _block_moments(a: torch.Tensor, b: torch.Tensor, block: int):
         out.append((mean_x, mean_y, (x * x).sum(-1) / n, (y * y).sum(-1) / n, x @ y.mT / n))
     return [torch.cat(parts, 1) for parts in zip(*out)]  # (B,blocks,C), ..., (B,blocks,Ca,Cb)
 
+
+def _valid_blocks(mask: torch.Tensor | None, block: int) -> torch.Tensor | None:  # (B,blocks)
+    "Blocks without an invalid pixel, in the order of `_block_moments`."
+    if mask is None:
+        return None
+    parts = [_to_blocks(mask[..., rows, columns], h, w).flatten(1, 2).all(-1)[..., 0] for rows, columns, h, w in _regions(*mask.shape[2:], block)]
+    return _some(torch.cat(parts, 1), f"{block}x{block} block without an invalid pixel")
+
 # %% ../nbs/05_metrics.ipynb #d00d27d0
 def d_lambda(
     fused: torch.Tensor,  # (B,C,H,W)
@@ -327,16 +412,17 @@ def d_lambda(
     lms: torch.Tensor | None = None,  # (B,C,H,W), default: ms interpolated as in the toolbox
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) in [0,2], 0 best
     "Change of the relations between bands."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
     if fused.shape[1] < 2:
         raise ValueError("D_lambda compares pairs of bands: one band has none")
-    between = []
+    between, kept = [], _valid_blocks(mask, block)
     for x in (fused, lms):
         mean, _, var, _, cov = _block_moments(x, x, block)
         pairs = _uqi(mean[..., None], mean[..., None, :], var[..., None] + var[..., None, :], cov)
-        between.append(pairs.mean(1))
+        between.append(_mean(pairs, 1, None if kept is None else kept[..., None, None]))
     i, j = torch.triu_indices(fused.shape[1], fused.shape[1], 1)
     return (between[0] - between[1]).abs()[:, i, j].mean(1)
 
@@ -350,12 +436,13 @@ def d_lambda_k(
     lms: torch.Tensor | None = None,
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
     normalise: bool = False,  # True: MTF kernels of unit sum
 ):  # (B,) in [0,1], 0 best
     "Khan's spectral distortion: one minus Q2n between the interpolated MS and the MTF-blurred fused image."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
     blurred = mtf_blur(fused, sensor.mtf_ms, sensor.ratio, kind="toolbox", border="replicate", normalise=normalise)
-    return 1 - q2n(blurred, lms, block=block)
+    return 1 - q2n(blurred, lms, block=block, mask=mask)
 
 # %% ../nbs/05_metrics.ipynb #d01f82a2
 def d_s(
@@ -367,14 +454,15 @@ def d_s(
     lms: torch.Tensor | None = None,
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms and of the reduced PAN
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) in [0,2], 0 best
     "Change of the bands' relation to PAN between the scales."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
     low = upsample(reduce_pan(pan, sensor.ratio), sensor.ratio, border=border)
-    to_pan = []
+    to_pan, kept = [], _valid_blocks(mask, block)
     for bands, grey in ((fused, pan), (lms, low)):
         mean, mean_pan, var, var_pan, cov = _block_moments(bands, grey, block)
-        to_pan.append(_uqi(mean, mean_pan, var + var_pan, cov[..., 0]).mean(1))
+        to_pan.append(_mean(_uqi(mean, mean_pan, var + var_pan, cov[..., 0]), 1, None if kept is None else kept[..., None]))
     return (to_pan[0] - to_pan[1]).abs().mean(1)
 
 # %% ../nbs/05_metrics.ipynb #689e2e61
@@ -387,9 +475,10 @@ def qnr(
     lms: torch.Tensor | None = None,
     block: int = 32,
     border: str = "circular",
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) at most 1, 1 best
     "Quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block, "border": border}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask}
     return (1 - d_lambda(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
 
 
@@ -402,9 +491,10 @@ def hqnr(
     lms: torch.Tensor | None = None,
     block: int = 32,
     border: str = "circular",
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) at most 1, 1 best
     "Hybrid quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block, "border": border}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask}
     return (1 - d_lambda_k(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
 
 # %% ../nbs/05_metrics.ipynb #1f8d33c5
@@ -415,29 +505,35 @@ def d_rho(
     *,
     sensor: str | Sensor,  # its ratio
     block: int | None = None,  # window side, default the ratio
-    return_map: bool = False,  # also the correlations (B,C,H-block+1,W-block+1)
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    return_map: bool = False,  # also the correlations (B,C,H-block+1,W-block+1), NaN where left out
 ):  # (B,) in [0,2], 0 best
     "One minus the local correlation with PAN."
     sensor = _full_shapes(fused, ms, pan, sensor)
     block, values = block or sensor.ratio, []
     if block < 2:
         raise ValueError(f"block must be at least 2 pixels to hold a correlation, got {block}")
+    mask, fused, pan = _blank(mask, fused, pan)
+    kept = _whole_windows(mask, block)
     n, p = block**2, pan.double() - pan.double().mean((2, 3), keepdim=True).round()
     mean_p, square_p = _box_sums(p, block) / n, _box_sums(p * p, block) / n
     for f in fused.double().split(1, 1):
         f = f - f.detach().mean((2, 3), keepdim=True).round()
         mean_f, square_f, cross = (_box_sums(x, block) / n for x in (f, f * f, f * p))
-        floor = 1e-12 * (square_f.mean((2, 3), keepdim=True) + square_p.mean((2, 3), keepdim=True))
+        floor = 1e-12 * (_mean(square_f, (2, 3), kept) + _mean(square_p, (2, 3), kept))[..., None, None]
         values.append(_correlation(square_f - mean_f**2, square_p - mean_p**2, cross - mean_f * mean_p, floor))
-    values = torch.cat(values, 1)
-    value = 1 - values.mean((1, 2, 3))
-    return (value, values) if return_map else value
+    value, values = _mean_and_map(torch.cat(values, 1), kept, True)
+    return (1 - value, values) if return_map else 1 - value
 
 # %% ../nbs/05_metrics.ipynb #8b94fbe1
-def _reprojected(fused, ms, pan, sensor, phase):
-    "The fused image as the sensor's bands would have seen it, and the sensor."
+def _reprojected(fused, ms, pan, sensor, phase, mask):
+    "The fused image as the sensor's bands would have seen it, the sensor, and the MS pixels that no invalid pixel has a share in."
     sensor = _full_shapes(fused, ms, pan, sensor)
-    return degrade(fused, sensor.mtf_ms, sensor.ratio, phase=phase), sensor
+    mask, fused = _blank(mask, fused)
+    if mask is not None:
+        reach, start = max(sensor.ratio, mtf_taps(sensor.mtf_ms, sensor.ratio).shape[-1] // 2), sensor.ratio // 2 if phase is None else phase
+        mask = _some(shrink_mask(mask, reach)[..., start :: sensor.ratio, start :: sensor.ratio], f"MS pixel further than {reach} PAN pixels from invalid ones")
+    return degrade(fused, sensor.mtf_ms, sensor.ratio, phase=phase), sensor, mask
 
 
 def r_sam(
@@ -447,9 +543,11 @@ def r_sam(
     *,
     sensor: str | Sensor,  # its MTF gains and ratio
     phase: int | None = None,  # of the MS grid, default ratio // 2
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) degrees, 0 best
     "Spectral angle after reprojection."
-    return sam(_reprojected(fused, ms, pan, sensor, phase)[0], ms)
+    low, _, mask = _reprojected(fused, ms, pan, sensor, phase, mask)
+    return sam(low, ms, mask=mask)
 
 
 def r_ergas(
@@ -459,10 +557,11 @@ def r_ergas(
     *,
     sensor: str | Sensor,
     phase: int | None = None,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
 ):  # (B,) 0 best
     "ERGAS after reprojection."
-    low, sensor = _reprojected(fused, ms, pan, sensor, phase)
-    return ergas(low, ms, ratio=sensor.ratio)
+    low, sensor, mask = _reprojected(fused, ms, pan, sensor, phase, mask)
+    return ergas(low, ms, ratio=sensor.ratio, mask=mask)
 
 
 def r_q2n(
@@ -472,7 +571,9 @@ def r_q2n(
     *,
     sensor: str | Sensor,
     phase: int | None = None,
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
     block: int = 32,
 ):  # (B,) in [0,1], 1 best
     "Hypercomplex index after reprojection."
-    return q2n(_reprojected(fused, ms, pan, sensor, phase)[0], ms, block=block)
+    low, _, mask = _reprojected(fused, ms, pan, sensor, phase, mask)
+    return q2n(low, ms, block=block, mask=mask)
