@@ -254,7 +254,8 @@ def _q2n_from_moments(mean_x, mean_y, var_x, var_y, cov):
     table = torch.as_tensor(_product_table(size), dtype=cov.dtype, device=cov.device).clone()
     table[:, :, 1:] *= -1  # the second factor is conjugated
     flat = var_x == 0
-    scale = torch.where(flat, torch.finfo(torch.float64).eps, torch.where(flat, 1.0, var_x).sqrt())  # eps where the reference is flat
+    scale = torch.where(flat, torch.finfo(torch.float64).eps, torch.where(flat, 1.0, var_x).sqrt())  # eps where the reference is flat,
+    scale = torch.where(flat & (mean_x == 0), 1.0, scale)  # but no division where it is zero
     product = torch.einsum("kij,...ij->...k", table[:, :bands, :bands], cov / scale[..., None] / scale[..., None, :])
     energy_x = torch.full_like(var_x[..., 0], size)  # normalised reference means are 1, in the zero bands too
     energy_y = (((mean_y - mean_x) / scale + 1) ** 2).sum(-1) + (size - bands)
