@@ -367,14 +367,14 @@ def _full_shapes(fused, ms, pan, sensor) -> Sensor:
     return sensor
 
 
-def _full(fused, ms, pan, sensor, lms, border, mask=None):
+def _full(fused, ms, pan, sensor, lms, border, mask=None, phase=None):
     "Check a full-resolution quadruple; float64 images, invalid pixels filled, `lms` made where missing."
     sensor = _full_shapes(fused, ms, pan, sensor)
     if mask is not None:
         mask = _blank(mask, pan)[0]
         fused, pan, ms = fill_invalid(fused, mask), fill_invalid(pan, mask), fill_invalid(ms, mask_to_ms(mask, sensor.ratio))
         lms = None if lms is None else fill_invalid(lms, mask)
-    lms = _uint16(upsample(ms.double(), sensor.ratio, border=border)) if lms is None else lms.double()
+    lms = _uint16(upsample(ms.double(), sensor.ratio, phase=phase, border=border)) if lms is None else lms.double()
     _same(fused, lms, ("fused", "lms"))
     return fused.double(), ms.double(), pan.double(), lms, sensor
 
@@ -414,9 +414,10 @@ def d_lambda(
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms
     mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    phase: int | None = None,  # of the MS grid, default ratio // 2; not used where lms is given
 ):  # (B,) in [0,2], 0 best
     "Change of the relations between bands."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask, phase)
     if fused.shape[1] < 2:
         raise ValueError("D_lambda compares pairs of bands: one band has none")
     between, kept = [], _valid_blocks(mask, block)
@@ -438,10 +439,11 @@ def d_lambda_k(
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms
     mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    phase: int | None = None,  # of the MS grid, default ratio // 2; not used where lms is given
     normalise: bool = False,  # True: MTF kernels of unit sum
 ):  # (B,) in [0,1], 0 best
     "Khan's spectral distortion: one minus Q2n between the interpolated MS and the MTF-blurred fused image."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask, phase)
     blurred = mtf_blur(fused, sensor.mtf_ms, sensor.ratio, kind="toolbox", border="replicate", normalise=normalise)
     return 1 - q2n(blurred, lms, block=block, mask=mask)
 
@@ -456,9 +458,10 @@ def d_s(
     block: int = 32,
     border: str = "circular",  # of the interpolation of ms and of the reduced PAN
     mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    phase: int | None = None,  # of the MS grid, default ratio // 2; not used where lms is given
 ):  # (B,) in [0,2], 0 best
     "Change of the bands' relation to PAN between the scales."
-    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask)
+    fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask, phase)
     low = upsample(reduce_pan(pan, sensor.ratio), sensor.ratio, border=border)
     to_pan, kept = [], _valid_blocks(mask, block)
     for bands, grey in ((fused, pan), (lms, low)):
@@ -477,9 +480,10 @@ def qnr(
     block: int = 32,
     border: str = "circular",
     mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    phase: int | None = None,  # of the MS grid, default ratio // 2; not used where lms is given
 ):  # (B,) at most 1, 1 best
     "Quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask, "phase": phase}
     return (1 - d_lambda(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
 
 
@@ -493,9 +497,10 @@ def hqnr(
     block: int = 32,
     border: str = "circular",
     mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where all are valid
+    phase: int | None = None,  # of the MS grid, default ratio // 2; not used where lms is given
 ):  # (B,) at most 1, 1 best
     "Hybrid quality with no reference."
-    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask}
+    given = {"sensor": sensor, "lms": lms, "block": block, "border": border, "mask": mask, "phase": phase}
     return (1 - d_lambda_k(fused, ms, pan, **given)) * (1 - d_s(fused, ms, pan, **given))
 
 # %% ../nbs/05_metrics.ipynb #1f8d33c5
