@@ -27,6 +27,10 @@ def _same(fused: torch.Tensor, gt: torch.Tensor, names=("fused", "gt"), side: in
             raise ValueError(f"{name} must be a float tensor (B,C,H,W), got {what}: convert with .float()")
     if fused.shape != gt.shape:
         raise ValueError(f"{names[0]} {tuple(fused.shape)} and {names[1]} {tuple(gt.shape)} must have one shape")
+    if fused.device != gt.device:
+        raise ValueError(f"{names[0]} is on {fused.device}, {names[1]} on {gt.device}: move one with .to()")
+    if not isinstance(side, (int, np.integer)) or side < 1:
+        raise ValueError(f"block must be a positive whole number of pixels, got {side!r}")
     if min(fused.shape[2:]) < side:
         raise ValueError(f"images of {tuple(fused.shape[2:])} pixels are too small: this index needs {side} on each side")
 
@@ -41,6 +45,7 @@ def _some(kept: torch.Tensor, what: str) -> torch.Tensor:
 
 def _blank(mask: torch.Tensor | None, *images: torch.Tensor):
     "The checked mask, and the images with zeros where it is false, so that nothing there enters a sum or a gradient."
+    images = tuple(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in images)
     if mask is None:
         return mask, *images
     mask = _some(check_mask(mask, images[0]), "valid pixel")
@@ -209,6 +214,7 @@ def q2n(
 ):  # (B,) in [0,1], 1 best
     "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
     _same(fused, gt)
+    _two_pixels(block)
     mask, fused, gt = _blank(mask, fused, gt)
     work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
     pair, bands, kept = [_whole_blocks(x, block) for x in (gt, fused)], gt.shape[1], None
@@ -220,6 +226,12 @@ def q2n(
     var = cov.diagonal(dim1=-2, dim2=-1)
     moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
     return _mean_and_map(_q2n_from_moments(*moments), kept, return_map)
+
+
+def _two_pixels(block: int):
+    "Refuse blocks without a variance."
+    if not isinstance(block, (int, np.integer)) or block < 2:
+        raise ValueError(f"block must be a whole number of at least 2 pixels, got {block!r}")
 
 
 def _whole_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -360,6 +372,8 @@ def _full_shapes(fused, ms, pan, sensor) -> Sensor:
     batch, bands, height, width = ms.shape
     want = {"fused": (batch, bands, height * sensor.ratio, width * sensor.ratio), "pan": (batch, 1, height * sensor.ratio, width * sensor.ratio)}
     for name, x in (("fused", fused), ("pan", pan)):
+        if x.device != ms.device:
+            raise ValueError(f"{name} is on {x.device}, ms on {ms.device}: move one with .to()")
         if tuple(x.shape) != want[name]:
             raise ValueError(f"ms {tuple(ms.shape)} of {sensor.name} (ratio {sensor.ratio}) needs {name} {want[name]}, got {tuple(x.shape)}")
     if bands != len(sensor.mtf_ms):
@@ -420,6 +434,7 @@ def d_lambda(
     fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask, phase)
     if fused.shape[1] < 2:
         raise ValueError("D_lambda compares pairs of bands: one band has none")
+    _two_pixels(block)
     between, kept = [], _valid_blocks(mask, block)
     for x in (fused, lms):
         mean, _, var, _, cov = _block_moments(x, x, block)
@@ -463,6 +478,7 @@ def d_s(
     "Change of the bands' relation to PAN between the scales."
     fused, ms, pan, lms, sensor = _full(fused, ms, pan, sensor, lms, border, mask, phase)
     low = upsample(reduce_pan(pan, sensor.ratio), sensor.ratio, border=border)
+    _two_pixels(block)
     to_pan, kept = [], _valid_blocks(mask, block)
     for bands, grey in ((fused, pan), (lms, low)):
         mean, mean_pan, var, var_pan, cov = _block_moments(bands, grey, block)
@@ -516,9 +532,8 @@ def d_rho(
 ):  # (B,) in [0,2], 0 best
     "One minus the local correlation with PAN."
     sensor = _full_shapes(fused, ms, pan, sensor)
-    block, values = block or sensor.ratio, []
-    if block < 2:
-        raise ValueError(f"block must be at least 2 pixels to hold a correlation, got {block}")
+    block, values = sensor.ratio if block is None else block, []
+    _two_pixels(block)
     mask, fused, pan = _blank(mask, fused, pan)
     kept = _whole_windows(mask, block)
     n, p = block**2, pan.double() - pan.double().mean((2, 3), keepdim=True).round()
