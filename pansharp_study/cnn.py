@@ -9,11 +9,11 @@ __all__ = ['ResidualBlock', 'FusionNet']
 import torch
 from torch import nn
 
-from .models import registered
+from .models import Recalibrate, registered
 
 # %% ../nbs/08_cnn.ipynb #416b0233
 class ResidualBlock(nn.Module):
-    "x + w2 * ReLU(w1 * x), 3x3, replicated borders."
+    "x + s (w2 * ReLU(w1 * x)), 3x3, replicated borders, recalibrated by the whole image."
 
     def __init__(
         self,
@@ -22,10 +22,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
+        self.recalibrate = Recalibrate(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B,width,H,W) to the same."
-        return x + self.conv2(torch.relu(self.conv1(x)))
+        return x + self.recalibrate(self.conv2(torch.relu(self.conv1(x))))
 
 # %% ../nbs/08_cnn.ipynb #6a6b80b7
 @registered("fusionnet")
@@ -37,9 +38,10 @@ class FusionNet(nn.Module):
         bands: int,  # C
         width: int = 32,  # channels
         depth: int = 4,  # residual blocks, the last belongs to the head
+        told: int = 1,  # channels of `pan`: PAN and, if guided, more (see models)
     ):
         super().__init__()
-        self.stem = nn.Conv2d(bands, width, 3, padding=1, padding_mode="replicate")
+        self.stem = nn.Conv2d(bands + told - 1, width, 3, padding=1, padding_mode="replicate")
         self.body = nn.Sequential(*[ResidualBlock(width) for _ in range(depth - 1)])
         self.head = nn.Sequential(ResidualBlock(width), nn.Conv2d(width, bands, 3, padding=1, padding_mode="replicate"))
         nn.init.zeros_(self.head[-1].weight)
@@ -48,7 +50,7 @@ class FusionNet(nn.Module):
     def forward(
         self,
         lms: torch.Tensor,  # (B,C,H,W) normalised
-        pan: torch.Tensor,  # (B,1,H,W) normalised
+        pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
-        return self.head(self.body(torch.relu(self.stem(pan - lms))))
+        return self.head(self.body(torch.relu(self.stem(torch.cat([pan[:, :1] - lms, pan[:, 1:]], 1)))))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .models import registered
+from .models import Recalibrate, registered
 
 # %% ../nbs/10_mamba.ipynb #ecaf3d78
 def scan_reference(
@@ -139,12 +139,14 @@ class PanMamba(nn.Module):
         state: int = 8,  # N
         chunk: int = 8,  # K
         ratio: int = 4,  # PAN pixels per token side
+        told: int = 1,  # channels of `pan`: PAN and, if guided, more (see models)
     ):
         super().__init__()
         self.ratio, cell = ratio, ratio * ratio
         self.embed_ms = nn.Conv2d(bands * cell, width, 3, padding=1, padding_mode="replicate")
-        self.embed_pan = nn.Conv2d(cell, width, 3, padding=1, padding_mode="replicate")
+        self.embed_pan = nn.Conv2d(told * cell, width, 3, padding=1, padding_mode="replicate")
         self.blocks = nn.ModuleList(CrossScan(width, state, chunk) for _ in range(depth))
+        self.recalibrate = nn.ModuleList(Recalibrate(width) for _ in range(depth))
         self.head = nn.Sequential(
             nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode="replicate"), nn.GELU(), nn.Conv2d(2 * width, bands * cell, 1)
         )
@@ -154,11 +156,11 @@ class PanMamba(nn.Module):
     def forward(
         self,
         lms: torch.Tensor,  # (B,C,H,W) normalised
-        pan: torch.Tensor,  # (B,1,H,W) normalised
+        pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
-        ms = self.embed_ms(F.pixel_unshuffle(pan - lms, self.ratio))
+        ms = self.embed_ms(F.pixel_unshuffle(pan[:, :1] - lms, self.ratio))
         told = self.embed_pan(F.pixel_unshuffle(pan, self.ratio))
-        for block in self.blocks:
-            ms = block(ms, told)
+        for block, recalibrate in zip(self.blocks, self.recalibrate):
+            ms = recalibrate(block(ms, told))
         return F.pixel_shuffle(self.head(ms), self.ratio)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .models import registered
+from .models import Recalibrate, registered
 
 # %% ../nbs/09_transformer.ipynb #e5d7f10b
 def to_windows(
@@ -93,12 +93,14 @@ class PanFormer(nn.Module):
         window: int = 4,  # tokens per side
         heads: int = 4,
         ratio: int = 4,  # PAN pixels per token side
+        told: int = 1,  # channels of `pan`: PAN and, if guided, more (see models)
     ):
         super().__init__()
         self.ratio, self.window, cell = ratio, window, ratio * ratio
         self.embed_ms = nn.Conv2d(bands * cell, width, 3, padding=1, padding_mode="replicate")
-        self.embed_pan = nn.Conv2d(cell, width, 3, padding=1, padding_mode="replicate")
+        self.embed_pan = nn.Conv2d(told * cell, width, 3, padding=1, padding_mode="replicate")
         self.blocks = nn.ModuleList(CrossAttention(width, heads, window, shift=i % 2 == 1) for i in range(2 * depth))
+        self.recalibrate = nn.ModuleList(Recalibrate(width) for _ in range(2 * depth))
         self.head = nn.Sequential(
             nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode="replicate"), nn.GELU(), nn.Conv2d(2 * width, bands * cell, 1)
         )
@@ -108,15 +110,15 @@ class PanFormer(nn.Module):
     def forward(
         self,
         lms: torch.Tensor,  # (B,C,H,W) normalised
-        pan: torch.Tensor,  # (B,1,H,W) normalised
+        pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
         h, w = pan.shape[2:]
         step = self.ratio * self.window
         fill = (0, -w % step, 0, -h % step)
         lms, pan = F.pad(lms, fill, mode="replicate"), F.pad(pan, fill, mode="replicate")
-        ms = self.embed_ms(F.pixel_unshuffle(pan - lms, self.ratio))
+        ms = self.embed_ms(F.pixel_unshuffle(pan[:, :1] - lms, self.ratio))
         told = self.embed_pan(F.pixel_unshuffle(pan, self.ratio))
-        for block in self.blocks:
-            ms = block(ms, told)
+        for block, recalibrate in zip(self.blocks, self.recalibrate):
+            ms = recalibrate(block(ms, told))
         return F.pixel_shuffle(self.head(ms), self.ratio)[..., :h, :w]
