@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from .core import check_pair
 from .protocol import degrade, filter_axis, mtf_blur, pad_axis, reduce_pan, upsample
-from .radiometry import check_mask, fill_invalid, mask_to_ms
+from .radiometry import check_images, check_mask, fill_invalid, mask_to_ms
 from .sensors import Sensor, get_sensor
 
 # %% ../nbs/06_classical.ipynb #76aaa6fb
@@ -40,16 +40,6 @@ def _method(
 
 # %% ../nbs/06_classical.ipynb #9b77f4bb
 DETAIL_LIMIT = 4.0
-
-
-def _check_images(ms, pan):
-    "Both must be float tensors (B,C,H,W) of one precision on one device."
-    for name, x in (("ms", ms), ("pan", pan)):
-        if not torch.is_tensor(x) or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
-            what = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-            raise ValueError(f"{name} must be a float32 or float64 tensor (B,C,H,W) in DN, got {what}: convert with torch.as_tensor(..., dtype=torch.float32)")
-    if (ms.dtype, ms.device) != (pan.dtype, pan.device):
-        raise ValueError(f"ms is {ms.dtype} on {ms.device} and pan {pan.dtype} on {pan.device}: bring both to one with .to()")
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class _Pair:
 def _prepare(ms, pan, sensor: str | Sensor, border: str, mask: torch.Tensor | None, phase: int | None) -> _Pair:
     "Check and fill a pair and interpolate its bands."
     sensor, coarse = get_sensor(sensor), None
-    _check_images(ms, pan)
+    check_images(ms=ms, pan=pan)
     if mask is not None:
         mask = check_mask(mask, pan)
         pan = fill_invalid(pan, mask)

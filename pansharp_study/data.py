@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'SOLARIS', 'SOLARIS_WHEEL', 'SOLARIS_SHA256', 'SOLARIS_SHIFT_PX', 'SOLARIS_TERMS', 'OLD_PIP',
            'list_pictures', 'load_picture', 'load_spectra', 'replacing', 'make_scene', 'write_scene', 'read_scene',
-           'shift_pan', 'explained', 'find_shift', 'read_pair', 'write_geotiff', 'fetch_solaris', 'solaris_pair',
-           'acquire']
+           'shift_pan', 'read_pair', 'write_geotiff', 'fetch_solaris', 'solaris_pair', 'acquire']
 
 # %% ../nbs/02_data.ipynb #b6cd1493
 import io
@@ -224,53 +223,6 @@ def shift_pan(
         return pan.astype(np.float32)
     return ndimage.shift(pan.astype(np.float64), shift_px, order=3, mode="nearest").astype(np.float32)
 
-
-def _blurred(pan: np.ndarray, sensor: Sensor) -> np.ndarray:  # spline coefficients (H,W)
-    """The PAN as blurred as the MS."""
-    sigma_px = sensor.ratio / np.pi * np.sqrt(-2 * np.log(np.mean(sensor.mtf_ms)))
-    return ndimage.spline_filter(ndimage.gaussian_filter(pan.astype(np.float64), sigma_px, mode="nearest"), order=3, mode="nearest")
-
-
-def _fit(ms: np.ndarray, blurred: np.ndarray, shift_px, ratio: int, margin: int = 4) -> float:
-    """R2 of the blurred PAN, sampled at the shifted coarse centres, as a weighted sum of the bands; `margin` coarse pixels are left out."""
-    inner = [np.arange(margin, count - margin) for count in ms.shape[1:]]
-    at = np.meshgrid(*(ratio * index + ratio // 2 - move for index, move in zip(inner, shift_px)), indexing="ij")
-    target = ndimage.map_coordinates(blurred, at, order=3, mode="nearest", prefilter=False).ravel()
-    cut = ms[:, margin:-margin, margin:-margin].reshape(len(ms), -1).astype(np.float64)
-    bands = np.column_stack([*cut, np.ones(target.size)])
-    weights = np.linalg.lstsq(bands, target, rcond=None)[0]
-    return float(1 - ((target - bands @ weights) ** 2).sum() / ((target - target.mean()) ** 2).sum())
-
-
-def explained(
-    ms: np.ndarray,  # (C,h,w)
-    pan: np.ndarray,  # (H,W)
-    shift_px: tuple[float, float] = (0, 0),  # (down, right) in PAN pixels
-    *,
-    sensor: str | Sensor,
-) -> float:  # R2, at most 1
-    """How much of the reduced PAN is a weighted sum of the bands, after shifting the PAN."""
-    sensor = get_sensor(sensor)
-    return _fit(ms, _blurred(pan, sensor), shift_px, sensor.ratio)
-
-
-def find_shift(
-    ms: np.ndarray,  # (C,h,w)
-    pan: np.ndarray,  # (H,W)
-    *,
-    sensor: str | Sensor,
-    reach_px: float = 3.0,  # largest shift tried in each direction
-) -> tuple[tuple[float, float], float]:  # (down, right) to give to shift_pan, and its R2
-    """The shift of the PAN that the bands explain best."""
-    from scipy.optimize import minimize
-
-    sensor = get_sensor(sensor)
-    blurred, steps = _blurred(pan, sensor), np.arange(-reach_px, reach_px + 0.1, 0.5)
-    start = max(((dy, dx) for dy in steps for dx in steps), key=lambda shift: _fit(ms, blurred, shift, sensor.ratio))
-    found = minimize(lambda shift: -_fit(ms, blurred, shift, sensor.ratio), start, method="Nelder-Mead",
-                     options={"xatol": 0.02, "fatol": 1e-6, "initial_simplex": [start, np.add(start, (0.5, 0)), np.add(start, (0, 0.5))]})
-    return (round(float(found.x[0]), 2), round(float(found.x[1]), 2)), -float(found.fun)
-
 # %% ../nbs/02_data.ipynb #e81fdf89
 def _read_raster(path: str | Path, what: str):
     """Values (C,H,W), CRS, transform and dtype of one raster, refusing nodata and empty bands."""
@@ -360,7 +312,7 @@ def write_geotiff(
 # %% ../nbs/02_data.ipynb #918736ca
 SOLARIS, SOLARIS_WHEEL = "solaris==0.4.0", "solaris-0.4.0-py3-none-any.whl"
 SOLARIS_SHA256 = "09445946221410ebb2ae807580cf7dea9fe3c9aa3bf045947b61a162d2d3a8df"
-SOLARIS_SHIFT_PX = (1.0, 1.65)  # (down, right), measured with find_shift; 0.5 of each is the phase convention
+SOLARIS_SHIFT_PX = (1.0, 1.65)  # (down, right), measured below; 0.5 of each is the phase convention
 SOLARIS_TERMS = "not stated (package: Apache-2.0; imagery: Maxar, area of SpaceNet 6): scores only, no crops in committed files"
 OLD_PIP = "pip==23.2.1"  # newer ones refuse solaris for a misspelt dependency, even with --no-deps
 

@@ -15,9 +15,10 @@ import torch
 
 from .classical import METHODS
 from .core import root
-from .data import find_shift, read_pair, write_geotiff
+from .data import read_pair, write_geotiff
 from .evaluate import as_method, pair_tensors
 from .models import list_models, load_weights
+from .register import residual_warning
 
 # %% ../nbs/16_sharpen.ipynb #06c035fc
 def find_method(
@@ -46,10 +47,9 @@ def sharpen_files(
     scene = read_pair(ms_path, pan_path, sensor=sensor, shift_px=shift_px)
     ms, pan, eyes = pair_tensors(scene)
     fuse = find_method(method, eyes.n_bands)
-    (down, right), r2 = find_shift(ms[0].numpy(), pan[0, 0].numpy(), sensor=eyes)
-    if max(abs(down), abs(right)) > 0.5:
-        warnings.warn(f"PAN seems to lie ({-down:+.2f}, {-right:+.2f}) pixels (down, right) from MS (R2 {r2:.2f}): "
-                      f"consider shift_px = ({shift_px[0] + down:.2f}, {shift_px[1] + right:.2f})", stacklevel=2)
+    level, sentence = residual_warning(ms, pan, eyes, limit_px=0.5)
+    if level != "ok":
+        warnings.warn(f"{sentence} The move is given as shift_px, on top of the present {tuple(shift_px)}.", stacklevel=2)
     with torch.no_grad():
         fused = fuse(ms, pan, eyes)
     return write_geotiff(fused[0], scene, out_path)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pansharp_study import data
 from pansharp_study.core import root
+from pansharp_study.register import explained
 from pansharp_study.sensors import SENSORS, WAVELENGTHS_NM, get_sensor
 
 PICTURES = root() / "data" / "pictures"
@@ -272,5 +273,5 @@ def test_real_pair_when_it_is_there():
     real = data.solaris_pair(data.fetch_solaris(wheel.parent, offline=True))
     assert real.ms.shape == (4, 148, 148) and real.pan.shape == (592, 592) and real.rio.crs.to_epsg() == 32631
     assert real.attrs["simulated"] == "no" and "not stated" in real.attrs["terms"]
-    ms, pan = real.ms.to_numpy(), real.pan.to_numpy()
-    assert data.explained(ms, pan, sensor=real.sensor) > data.explained(ms, pan, (-1.0, -1.65), sensor=real.sensor) + 0.05
+    ms, pan = torch.from_numpy(real.ms.to_numpy())[None], torch.from_numpy(real.pan.to_numpy())[None, None]
+    assert explained(ms, pan, real.sensor) > explained(ms, pan, real.sensor, (1.0, 1.65)) + 0.05
