@@ -25,7 +25,7 @@ NBS, REPORTS, CACHE = ROOT / "nbs", ROOT / "reports", ROOT / ".cache" / "docs"
 SATELLITES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "IKONOS": "IKONOS", "QB": "QuickBird", "GF2": "GaoFen-2",
               "WV2-real": "WorldView-2, the real pair"}
 NETWORKS = {"fusionnet": "FusionNet", "panformer": "PanFormer", "panmamba": "PanMamba"}
-TUTORIALS = ("one_pair", "protocol", "new_sensor", "own_pair")  # in reading order
+TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "benchmark")  # in reading order
 SECONDS = 300  # a notebook that runs longer is stopped
 WORKERS = 2
 
@@ -65,7 +65,7 @@ def lessons() -> list[Path]:
 def keys(paths: list[Path]) -> dict[Path, Path]:
     """Where the executed copy of each notebook is kept; the name changes with anything its outputs depend on."""
     shared = sha256(Path(__file__).read_bytes().split(b"# ---- pages")[0])
-    for path in [*sorted((ROOT / "pansharp_study").glob("*.py")), ROOT / "data" / "responses.csv", ROOT / "params.yaml"]:
+    for path in [*sorted((ROOT / "pansharp_study").glob("*.py")), ROOT / "data" / "responses.csv", ROOT / "params.yaml", ROOT / "metrics" / "compare.csv", *sorted((ROOT / "docs").glob("*.csv"))]:
         if path.name != "_modidx.py" and path.is_file():
             shared.update(path.name.encode() + path.read_bytes())
     found = {}

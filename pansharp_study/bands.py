@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'FIRST_NM', 'LAST_NM', 'STEP', 'WIDTH', 'PAN_LOW_NM', 'PAN_HIGH_NM', 'mix_bands', 'band_reflectance',
-           'spectral_bands', 'water_spectra', 'spectra_for', 'pick_spectra', 'pick_groups', 'imaginary_responses',
-           'labelled_bands']
+           'spectral_bands', 'water_spectra', 'spectra_for', 'pick_spectra', 'pick_groups', 'pick_materials',
+           'imaginary_responses', 'labelled_bands']
 
 # %% ../nbs/04e_bands.ipynb #8c19a2a7
 import functools
@@ -123,6 +123,17 @@ def pick_groups(
     "Each sample has its own landscape: shares of vegetation, soil, man-made and water."
     shares = torch.softmax(torch.randn(n, 4, generator=generator, device=generator.device) + torch.tensor([1.0, 0, 0.5, -1], device=generator.device), 1)
     return 1 + torch.multinomial(shares, materials, replacement=True, generator=generator)
+
+
+def pick_materials(
+    spectra: torch.Tensor,  # (N,141) sorted by group
+    group: torch.Tensor,  # (N,)
+    n: int,  # samples
+    materials: int,  # K
+    generator: torch.Generator,
+) -> torch.Tensor:  # (n,K,141)
+    "The materials of n landscapes."
+    return pick_spectra((spectra, group), pick_groups(n, materials, generator), generator)
 
 # %% ../nbs/04e_bands.ipynb #9ad2d2b7
 FIRST_NM, LAST_NM, STEP, WIDTH = (415, 500), (790, 960), (0.4, 1.9), (0.10, 0.90)  # band centres; relative spacing; half width / mean spacing

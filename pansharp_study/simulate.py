@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .bands import imaginary_responses, labelled_bands, mix_bands, pick_groups, pick_spectra, spectra_for, spectral_bands
+from .bands import imaginary_responses, labelled_bands, mix_bands, pick_materials, pick_spectra, spectra_for, spectral_bands
 from .core import load_params, root, seeded
 from .data import list_pictures, load_picture, make_scene
 from .optics import DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, gaussian_taps, sampling_taps, shift_taps
@@ -101,7 +101,7 @@ def light_from_pictures(
     rgb = highpass(shuffle_channels(rgb, params["shuffle"], generator), params["highpass"], generator)
     rgb = tone(rgb, params["gamma"], generator)
     if spectral:
-        spectra = pick_spectra(library, pick_groups(n, params["materials"], generator), generator)
+        spectra = pick_materials(*library, n, params["materials"], generator)
         light = spectral_bands(rgb, spectra, imaginary_responses(n, bands, generator))
         return light[:, :-1], torch.cat([light[:, -1:], light[:, :-1].mean(1, keepdim=True)], 1)
     light = mix_bands(rgb, bands, generator)
@@ -338,7 +338,7 @@ def make_scenes(
         if min(picture.shape[1:]) < size:
             raise ValueError(f"{path} is {tuple(picture.shape[1:])}, smaller than synthesize_scenes.size = {size}")
         top, left = ((s - size) // 2 for s in picture.shape[1:])
-        spectra = pick_spectra(library, pick_groups(1, p["materials"], g), g)[0]
+        spectra = pick_materials(*library, 1, p["materials"], g)[0]
         x = simulate_scene(picture[:, top : top + size, left : left + size], spectra, sensor, params["sensors"][name], g)
         scenes.append(make_scene(x["ms"][0], x["pan"][0, 0], sensor=sensor, name=label, simulated=True, picture=path.name))
     return scenes

@@ -90,6 +90,7 @@ def test_all_stages_are_counted():
 TINY = {
     "targets": ["QB"], "networks": ["fusionnet", "panformer"], "band_counts": [4],
     "acquire.offline": True, "synthesize_pairs.samples": 12, "synthesize_pairs.size": 32, "synthesize_pairs.batch": 12,
+    "synthesize_pairs.canvases": 2, "synthesize_pairs.canvas_size": 96,
     "synthesize_scenes.size": 320, "synthesize_scenes.test": ["colosseum.jpg"], "adapt.steps": 3, "adapt.crop": 48,
     "pretrain.steps": 40, "pretrain.batch": 2, "pretrain.validation": 4, "pretrain.log_every": 10, "pretrain.checkpoint_every": 5,
     "models.fusionnet.width": 4, "models.fusionnet.depth": 2, "models.panformer.width": 8, "models.panformer.depth": 1,
