@@ -213,14 +213,21 @@ def make_materials(
     params: dict,  # params.yaml, synthesize_pairs
     seed: int,
     *,
-    workers: int = 0,  # processes that paint procedural scenes, 0: none
+    workers: int = 0,  # processes that decode pictures and paint procedural scenes, 0: none
 ) -> dict:  # tensors by name, as written to canvases.safetensors
     "Everything that pairs are cut from: pictures at all scales, procedural scenes, spectra."
     listed, kinds = list_pictures("pretrain"), params["sources"]
     chosen = listed["path"][listed["kind"].isin(kinds)]
     if not len(chosen):
         raise ValueError(f"synthesize_pairs.sources = {kinds} has no pictures; known: {', '.join(sorted(listed['kind'].unique()))}")
-    out = dict(zip(("pixels", "height", "width"), in_a_row(zoomed([load_picture(p)[:3] for p in chosen], params["zoom"], params["size"]))))
+    pictures = zoomed([load_picture(p)[:3] for p in chosen], params["zoom"], params["size"])
+    if params["corpus"]:
+        from pansharp_study.sources import canvases
+
+        more, told = canvases(params["corpus"], params["corpus_canvases"], size=params["canvas_size"], seed=seed, workers=workers)
+        print(told)
+        pictures += list(more)
+    out = dict(zip(("pixels", "height", "width"), in_a_row(pictures)))
     jobs = [(min(16, params["canvases"] - k), params["canvas_size"], seed, k) for k in range(0, params["canvases"], 16)]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
