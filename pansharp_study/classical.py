@@ -509,7 +509,7 @@ def mtf_glp_hpm(
     matched, low = _glp_parts(pair)
     return pair.done(pair.lms * _bounded(matched, low))
 
-
+# %% ../nbs/06_classical.ipynb #225ecf97
 @_method("MTF-GLP-HPM-R", "multi-resolution", r"\tilde m_b\frac{\bar m_b+g_b(P-\bar P)}{\bar m_b+g_b(P_{L,b}-\bar P)}",
          "Vivone, Restaino & Chanussot 2018, IEEE TGRS 56(2), 984-996")
 def mtf_glp_hpm_r(
@@ -544,7 +544,7 @@ def _divergence_t(dual: torch.Tensor) -> torch.Tensor:
     rows, columns = dual[0][:, :, :-1], dual[1][..., :-1]
     return F.pad(rows, (0, 0, 1, 0)) - F.pad(rows, (0, 0, 0, 1)) + F.pad(columns, (1, 0)) - F.pad(columns, (0, 1))
 
-
+# %% ../nbs/06_classical.ipynb #4e1d98e9
 def _steepness(pair: _Pair, *, steps: int = 20) -> float:
     "Largest curvature r^2 |D|^2 of the coarse data term, by power iteration on a small image; 1 up to where a full step is safe."
     gains, ratio = [max(pair.sensor.mtf_ms)], pair.sensor.ratio  # the sharpest band's is the largest

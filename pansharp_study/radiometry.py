@@ -68,7 +68,7 @@ def valid_mask(
         valid = valid & (x < peak).all(1, keepdim=True)
     return valid
 
-
+# %% ../nbs/03b_radiometry.ipynb #361d8bc4
 def check_mask(
     mask: torch.Tensor,  # should be (B,1,H,W) bool
     x: torch.Tensor,  # (B,C,H,W), the image that it belongs to

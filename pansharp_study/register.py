@@ -49,6 +49,24 @@ def shift_image(
         x = filter_axis(pad_axis(x, half, half, dim, border), taps, dim)
     return x
 
+# %% ../nbs/06b_register.ipynb #8c5f06b9
+COMPARED = ("levels", "edges", "fine edges")
+
+
+def _compared(x: torch.Tensor, step: int, kind: str) -> torch.Tensor:
+    "Levels as they are, fine edges (second differences to the pixels `step` away), or edges (smoothed first); replicated borders."
+    if kind not in COMPARED:
+        raise ValueError(f"compare {kind!r} is unknown: choose from {', '.join(COMPARED)}")
+
+    def neighbours(x, dim):
+        padded, n = pad_axis(x, step, step, dim, "replicate"), x.shape[dim]
+        return padded.narrow(dim, 0, n) + padded.narrow(dim, 2 * step, n)
+
+    if kind == "edges":
+        for dim in (2, 3):
+            x = (2 * x + neighbours(x, dim)) / 4
+    return x if kind == "levels" else 4 * x - neighbours(x, 2) - neighbours(x, 3)
+
 # %% ../nbs/06b_register.ipynb #134e4a26
 @dataclass(frozen=True)
 class _Trials:
@@ -82,9 +100,6 @@ class _Trials:
         return ((self.basis.T @ samples) ** 2).sum(0) / (samples**2).sum(0).clamp_min(1e-300)
 
 # %% ../nbs/06b_register.ipynb #37aaeaae
-COMPARED = ("levels", "edges", "fine edges")
-
-
 def _trials(ms, blurred, ratio: int, phase: int, reach: int, valid) -> _Trials:
     "Prepare one image (1,...); `valid` (1,1,h,w) or None says which coarse pixels may be compared."
     margin = math.ceil(reach / ratio) + 3
@@ -114,21 +129,6 @@ def _each(ms, pan, sensor: Sensor, reach: int, phase: int | None, mask, *, compa
         ms, blurred = _compared(ms, 1, compare), _compared(blurred, ratio, compare)
         for i in range(len(ms)):
             yield _trials(ms[i : i + 1], blurred[i : i + 1], ratio, phase, reach, None if far is None else far[i : i + 1])
-
-
-def _compared(x: torch.Tensor, step: int, kind: str) -> torch.Tensor:
-    "Levels as they are, fine edges (second differences to the pixels `step` away), or edges (smoothed first); replicated borders."
-    if kind not in COMPARED:
-        raise ValueError(f"compare {kind!r} is unknown: choose from {', '.join(COMPARED)}")
-
-    def neighbours(x, dim):
-        padded, n = pad_axis(x, step, step, dim, "replicate"), x.shape[dim]
-        return padded.narrow(dim, 0, n) + padded.narrow(dim, 2 * step, n)
-
-    if kind == "edges":
-        for dim in (2, 3):
-            x = (2 * x + neighbours(x, dim)) / 4
-    return x if kind == "levels" else 4 * x - neighbours(x, 2) - neighbours(x, 3)
 
 # %% ../nbs/06b_register.ipynb #dc3bbd0e
 def explained(
@@ -161,7 +161,7 @@ class Registration:
         "By how much the first image's PAN must move: what `data.shift_pan` and `read_pair(shift_px=...)` take."
         return tuple(round(-float(s), 2) + 0.0 for s in self.shift.reshape(-1, 2)[0])
 
-
+# %% ../nbs/06b_register.ipynb #84e62350
 def _lattice(trials: _Trials, reach: int) -> torch.Tensor:  # (2 reach + 1, 2 reach + 1)
     "R2 at every displacement by whole pixels."
     steps = range(-reach, reach + 1)
