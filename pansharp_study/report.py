@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['INDICES', 'LABELS', 'COLOURS', 'DIGITS', 'FAMILY', 'ARROW', 'CSS', 'PRIMARY', 'KINDS', 'set_style', 'load_crops',
-           'stretch', 'display_bands', 'show_crops', 'show_errors', 'short_label', 'show_scores', 'bracket', 'table_id',
-           'evidence', 'method_labels', 'scored_indices', 'score_table', 'best_of', 'best_classical', 'tell_p',
-           'comparison_table', 'rank_style', 'rank_words', 'training_table', 'show_curves', 'scene_bands',
-           'describe_setting', 'verdict', 'order_crops', 'fused_only', 'show_matrix', 'show_tau', 'gain_table',
-           'gain_style', 'outcome', 'answers', 'headline_table', 'show_headline', 'headline_words']
+           'load_registration', 'stretch', 'display_bands', 'show_crops', 'show_errors', 'short_label', 'show_scores',
+           'bracket', 'table_id', 'evidence', 'method_labels', 'scored_indices', 'score_table', 'best_of',
+           'best_classical', 'tell_p', 'comparison_table', 'rank_style', 'rank_words', 'training_table', 'show_curves',
+           'scene_bands', 'describe_setting', 'verdict', 'order_crops', 'fused_only', 'show_matrix', 'show_tau',
+           'gain_table', 'gain_style', 'outcome', 'answers', 'headline_table', 'show_headline', 'headline_words']
 
 # %% ../nbs/14_report.ipynb #65880e95
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from .core import root
@@ -57,6 +58,15 @@ def load_crops(
             resolution, method = key.split("/")
             out.setdefault(resolution, {})[method] = x
     return out
+
+
+def load_registration(
+    name: str,
+) -> tuple[str, str, np.ndarray]:  # "ok", "warning" or "unknown"; a sentence; fringes (h,w,3) uint8
+    "Read how PAN lies on the bands of the scene whose crops are shown."
+    with safe_open(root() / "data" / "fused" / f"{name}.safetensors", "np") as f:
+        level, sentence = json.loads((f.metadata() or {})["registration"])
+        return level, sentence, f.get_tensor("fringes")
 
 # %% ../nbs/14_report.ipynb #11923ea7
 def stretch(
