@@ -19,12 +19,12 @@ from tqdm import tqdm
 from .core import root, seeded, settle
 from .data import read_scene
 from .evaluate import as_method, classical_methods, pair_tensors, score_scene
+from .loss import fusion_loss
 from .models import Pansharpener, create_model, load_weights
 from .protocol import upsample, wald_pair
 from .register import registration_views, residual_warning
 from .sensors import get_sensor
 from .tables import COLUMNS, save_table, summarise
-from .train import fusion_loss
 
 PARADIGMS = ("zero-shot", "one-shot full", "one-shot freeze", "one-shot from scratch")
 
