@@ -1,0 +1,420 @@
+"""The simulation keeps its promises: seeds, ratios, registration, energy, switches, streams and clear errors."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pansharp_study.core import load_params, root, seeded
+from pansharp_study.optics import (
+    DOWNSAMPLINGS,
+    apply,
+    axis_matrix,
+    box_taps,
+    chain,
+    gaussian_taps,
+    sampling_taps,
+    shift_taps,
+)
+from pansharp_study.protocol import upsample
+from pansharp_study.simulate import (
+    Canvases,
+    in_a_row,
+    instrument,
+    light_from_labels,
+    light_from_pictures,
+    load_materials,
+    make_materials,
+    simulate_pairs,
+)
+from pansharp_study.train import Stream
+from pansharp_study.transforms import (
+    cut_and_mix,
+    draw,
+    haze_by_band,
+    highpass,
+    jitter,
+    noise,
+    quantise,
+    rectangles,
+    shuffle_channels,
+    skylight,
+    some,
+    tone,
+)
+
+OFF = {  # the value in brackets in params.yaml: the effect is switched off
+    "gamma": [1, 1], "highpass": [0, 0], "shuffle": 0, "cut_and_mix": 0, "jitter": [1, 1], "skylight": [0, 0], "haze": [0, 0], "pan_leak": [0, 0],
+    "pan_gamma": [1, 1], "pan_shift_px": 0, "band_shift_px": 0, "anisotropy": [1, 1], "motion_px": [1, 1], "defocus_px": [1, 1], "noise_dn": [0, 0],
+    "shot_dn": [0, 0], "stripe_dn": [0, 0], "any_material": 0,
+}
+STRONG = {  # the same effects, so strong that they can't be overlooked
+    "gamma": [2, 2], "highpass": [1, 1], "shuffle": 1, "cut_and_mix": 1, "jitter": [0.5, 2], "skylight": [0.4, 0.4], "haze": [1, 1], "pan_leak": [0.5, 0.5],
+    "pan_gamma": [1.5, 1.5], "pan_shift_px": 1.0, "band_shift_px": 1.0, "anisotropy": [2, 2], "motion_px": [3, 3], "defocus_px": [3, 3],
+    "noise_dn": [9, 9], "shot_dn": [9, 9], "stripe_dn": [5, 5], "any_material": 1,
+}
+WAYS = ("mixed", "spectral", "procedural")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params(scale="laptop")["synthesize_pairs"] | {"size": 48, "canvases": 3, "canvas_size": 160, "zoom": [0.3], "sources": ["remote_sensing"]}
+
+
+@pytest.fixture(scope="module")
+def canvases(params):
+    return load_materials(make_materials(params, 1))
+
+
+def only(way, params):
+    return params | {"ways": dict.fromkeys(WAYS, 0) | {way: 1}}
+
+
+def batch(canvases, params, *, bands=4, n=6, seed="one", ratio=4):
+    return simulate_pairs(canvases, bands, n, params, seeded(seed), ratio=ratio)
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in ("ms", "pan", "gt", "peak"))
+
+
+# seeds
+
+
+def test_same_seed_same_batch(canvases, params):
+    """A seed is a batch; another seed is another one."""
+    first = batch(canvases, params)
+    assert same(first, batch(canvases, params))
+    other = batch(canvases, params, seed="two")
+    assert all(not torch.equal(first[k], other[k]) for k in ("ms", "pan", "gt"))
+
+
+def test_no_global_randomness(canvases, params):
+    """PyTorch's and NumPy's own generators are neither read nor moved."""
+    torch.manual_seed(1)
+    first, state = batch(canvases, params), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert same(first, batch(canvases, params))
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_worker_count_changes_nothing(params):
+    """Canvases don't depend on how many processes make them."""
+    few = params | {"canvases": 17, "canvas_size": 64, "size": 48}
+    alone, together = make_materials(few, 3), make_materials(few, 3, workers=2)
+    assert set(alone) == set(together) and all(torch.equal(alone[k], together[k]) for k in alone)
+
+
+def test_samples_of_a_batch_differ(canvases, params):
+    """Each sample has its own picture, sensor and bit depth."""
+    x = batch(canvases, params | {"bits": [8, 14]}, n=12)
+    flat = x["gt"].flatten(1)
+    assert len(torch.unique(flat, dim=0)) == 12 and len(x["peak"].unique()) > 2
+
+
+# sizes
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+@pytest.mark.parametrize("bands", [4, 8, 12])
+def test_shapes(canvases, params, bands, ratio):
+    """Any number of bands at any ratio: whole DN inside the bit depth."""
+    x = batch(canvases, params, bands=bands, ratio=ratio)
+    assert x["ms"].shape == (6, bands, 48 // ratio, 48 // ratio) and x["gt"].shape == (6, bands, 48, 48) and x["pan"].shape == (6, 1, 48, 48)
+    for key in ("ms", "pan", "gt"):
+        assert x[key].dtype == torch.float32 and torch.equal(x[key], x[key].round())
+        assert (x[key] >= 0).all() and (x[key] <= x["peak"]).all()
+        assert (x[key].amax((2, 3)) > x[key].amin((2, 3))).all(), "an image without content"
+
+
+# registration
+
+
+@pytest.mark.parametrize("kind", DOWNSAMPLINGS)
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+def test_a_ramp_stays_in_place(params, ratio, kind):
+    """A ramp passes every symmetric filter unchanged; whatever moves it is a shift."""
+    size = 24 * ratio
+    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px")} | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {kind: 1}}
+    m = instrument(4, 3, size, still, ratio, seeded("ramp", ratio, kind))
+    down, right = torch.meshgrid(torch.arange(size) / 100, torch.arange(size) / 37, indexing="ij")
+    ramp = (down + right).expand(3, 4, size, size)
+    gt, pan = apply(ramp, m["gt", 0], m["gt", 1]), apply(ramp[:, :1], m["pan", 0], m["pan", 1])
+    lms = upsample(apply(gt, m["ms", 0], m["ms", 1]), ratio)
+    inner = (..., slice(9 * ratio, -9 * ratio), slice(9 * ratio, -9 * ratio))
+    for image, reference, what in ((lms, gt, "lms and gt"), (pan, gt[:, :1], "PAN and gt"), (gt, ramp, "gt and scene")):
+        apart = (image - reference)[inner].abs().amax() * 37  # PAN pixels along the steeper axis
+        assert apart < 0.05, f"{what} are {apart:.3f} PAN pixels apart"
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+def test_lms_lies_on_the_reference(canvases, params, ratio):
+    """The same on simulated pairs, by least squares on gradients."""
+    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")} | {"bits": [12, 12], "size": 96}
+    x = batch(canvases, still, n=12, ratio=ratio, seed=f"still {ratio}")
+    lms, gt = (t[..., 16:-16, 16:-16].double() for t in (upsample(x["ms"], ratio), x["gt"]))
+    inner = (..., slice(1, -1), slice(1, -1))
+    slope = torch.stack([((gt.roll(-1, d) - gt.roll(1, d)) / 2)[inner].flatten(1) for d in (2, 3)], 2)
+    apart = torch.linalg.lstsq(slope, -(lms - gt)[inner].flatten(1)[..., None]).solution.squeeze(-1)
+    assert apart.median(0).values.abs().max() < 0.05 and apart.mean(0).abs().max() < 0.05, apart
+
+
+def test_shifts_are_what_was_asked_for(params):
+    """With shifts on, no band moves by more than they allow, and most do."""
+    moved = params | {"band_shift_px": 0.8, "pan_shift_px": 0.4}
+    m = instrument(4, 8, 64, moved, 4, seeded("moved"))
+    ramp = torch.arange(64.0).expand(8, 4, 64, 64)
+    gt, pan = (apply(ramp[:, :c], m[key, 0], m[key, 1])[..., 32, 32] - 32 for key, c in (("gt", 4), ("pan", 1)))
+    assert gt.abs().max() < 0.81 and gt.std() > 0.3 and pan.abs().max() < 0.41 and pan.std() > 0.1
+
+
+# energy
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 6])
+def test_matrices_conserve_energy(ratio):
+    """Every row sums to 1; away from the borders every column to one part in the ratio, on average over the phases."""
+    taps = [gaussian_taps(torch.tensor(0.3), ratio), chain(gaussian_taps(torch.tensor(0.3), ratio), box_taps(torch.tensor(1.7)), shift_taps(torch.tensor(0.4)))]
+    for t in taps + [sampling_taps(kind, ratio) for kind in DOWNSAMPLINGS]:
+        m = axis_matrix(t, 96, ratio)
+        assert m.shape == (96 // ratio, 96) and torch.allclose(m.sum(1), torch.ones(96 // ratio), atol=1e-5)
+        assert abs(float(m[:, 36:60].sum()) * ratio / 24 - 1) < 1e-4, "light is lost or invented"
+
+
+def test_positive_filters_stay_inside_the_range(canvases, params):
+    """Blur can neither darken the darkest nor brighten the brightest."""
+    m = instrument(4, 6, 48, params | {"band_shift_px": 0, "pan_shift_px": 0}, 4, seeded("range"))
+    x = torch.rand(6, 4, 48, 48, generator=seeded("content"))
+    gt = apply(x, m["gt", 0], m["gt", 1])
+    assert (gt.amax((2, 3)) <= x.amax((2, 3)) + 1e-6).all() and (gt.amin((2, 3)) >= x.amin((2, 3)) - 1e-6).all()
+
+
+def test_mean_light_survives(canvases, params):
+    """Reference and MS have the same mean; borders and clipping apart."""
+    x = batch(canvases, params | {k: OFF[k] for k in ("noise_dn", "shot_dn", "stripe_dn", "haze")} | {"level": [0.15, 0.15], "size": 96}, n=12)
+    change = x["ms"].mean((2, 3)) / x["gt"].mean((2, 3)) - 1
+    assert change.abs().median() < 0.01 and change.abs().mean() < 0.03
+
+
+# flat spectra
+
+
+def flat(canvases, shade=None):
+    spectra, group = canvases["library"]
+    labels, groups = canvases["labels"]
+    if shade is not None:
+        pixels = labels.pixels.clone()
+        pixels[:, 1] = shade
+        labels = Canvases(pixels, labels.height, labels.width)
+    return canvases | {"library": (torch.full_like(spectra, 0.3), group), "labels": (labels, groups)}
+
+
+@pytest.mark.parametrize("way", ["spectral", "procedural"])
+def test_flat_spectrum_gives_equal_bands(canvases, params, way):
+    """Grey materials look the same in every band and in PAN, whatever the sensor."""
+    grey, g = flat(canvases), seeded("flat", way)
+    if way == "procedural":
+        x, pan = light_from_labels(*grey["labels"], grey["library"], 8, 4, params, g)
+    else:
+        x, pan = light_from_pictures(grey["pictures"], grey["library"], 8, 4, params, g, spectral=True)
+    assert torch.allclose(x, x[:, :1].expand_as(x), rtol=1e-4, atol=1e-6) and torch.allclose(pan, x[:, :1].expand_as(pan), rtol=1e-4, atol=1e-6)
+    assert x.std() > 0.01, "brightness still varies"
+
+
+@pytest.mark.parametrize("bands", [4, 8, 12])
+def test_flat_scene_stays_flat(canvases, params, bands):
+    """Grey material under even light: constant images, equal in all bands, through the whole engine."""
+    level = params | {k: OFF[k] for k in ("noise_dn", "shot_dn", "stripe_dn", "haze", "jitter")} | {"cut_and_mix": 0}
+    x = batch(flat(canvases, shade=128), only("procedural", level), bands=bands)
+    for key in ("ms", "pan", "gt"):
+        assert (x[key].amax((1, 2, 3)) - x[key].amin((1, 2, 3))).max() <= 1, key
+    assert (x["ms"].mean((1, 2, 3)) - x["pan"].mean((1, 2, 3))).abs().max() <= 1
+
+
+# switches
+
+
+def test_every_bracket_is_tested():
+    """Each key whose comment in params.yaml names a value that switches it off is in OFF, with that value."""
+    section = (root() / "params.yaml").read_text(encoding="utf-8").split("\nsynthesize_pairs:")[1].split("\n\n")[0]
+    found = dict(re.findall(r"^  (\w+):.*#.*(\[[-\d., ]+\])\s*$", section, re.M))
+    listed = {k: [float(v) for v in text.strip("[]").split(",")] for k, text in found.items()}
+    assert listed.pop("zoom") == [1.0] and listed.pop("ways") == [0.0]
+    assert {k: v if len(v) == 2 else v[0] for k, v in listed.items()} == OFF
+
+
+def test_switched_off_transforms_return_their_input():
+    """At the value in brackets each transform is the identity, bit by bit."""
+    x, g = torch.rand(3, 4, 20, 20, generator=seeded("x")), seeded("off")
+    assert torch.equal(shuffle_channels(x, OFF["shuffle"], g), x) and torch.equal(jitter(x, OFF["jitter"], g), x)
+    assert torch.equal(highpass(x, OFF["highpass"], g), x) and torch.equal(cut_and_mix(x, rectangles(3, 20, OFF["cut_and_mix"], g)), x)
+    assert torch.allclose(tone(x, OFF["gamma"], g), x, atol=1e-6) and torch.equal(skylight(torch.zeros(3, 1, 1, 1), 4), torch.ones(3, 4, 1, 1))
+    zero = torch.zeros(3, 1, 1, 1)
+    assert torch.equal(noise(x, zero, zero, zero, g), x) and haze_by_band(zero, zero, 4).max() <= 1e-5
+    assert not some(OFF["any_material"], 50, g).any() and some(1, 50, g).all()
+    one = torch.eye(7)[3]
+    assert torch.equal(box_taps(torch.tensor(1.0)), one) and torch.allclose(shift_taps(torch.tensor(0.0)), torch.eye(9)[4])
+
+
+def test_switched_off_instrument_is_plain():
+    """Without shifts, smear, defocus and anisotropy only the MTF is left: the same along both axes, and symmetric."""
+    plain = load_params()["synthesize_pairs"] | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "anisotropy", "motion_px", "defocus_px")}
+    m = instrument(4, 5, 64, plain | {"mtf_pan": [0.3, 0.3], "mtf_gt": [0.5, 0.5]}, 4, seeded("plain"))
+    for key in ("gt", "pan", "ms"):
+        assert torch.allclose(m[key, 0], m[key, 1])
+    assert torch.allclose(m["gt", 0], m["gt", 0].flip(2, 3), atol=1e-6)
+    assert torch.allclose(m["pan", 0], axis_matrix(gaussian_taps(torch.tensor(0.3)), 64).expand_as(m["pan", 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("key", list(OFF))
+def test_switch_reaches_the_images(canvases, params, key):
+    """From all effects off, switching one on changes what it should change, and no other random number."""
+    still = params | OFF | {"bits": [11, 11], "level": [0.15, 0.15], "downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {"decimate": 1}}
+    still = only("procedural" if key == "any_material" else "spectral", still)
+    off, on = (batch(canvases, still | extra, n=3) for extra in ({}, {key: STRONG[key]}))
+    assert same(off, batch(canvases, still | {key: OFF[key]}, n=3))
+    changed = {k for k in ("ms", "pan", "gt") if not torch.equal(off[k], on[k])}
+    pan_only, bands_only, sensor_noise = {"pan_leak", "pan_gamma", "pan_shift_px"}, {"jitter", "skylight", "band_shift_px"}, {"noise_dn", "shot_dn", "stripe_dn"}
+    want = {"pan"} if key in pan_only else {"ms", "gt"} if key in bands_only else {"ms", "pan"} if key in sensor_noise else {"ms", "pan", "gt"}
+    assert changed == want, f"{key} changed {changed or 'nothing'}"
+    if key == "haze":
+        assert (on["ms"].mean((2, 3)) > off["ms"].mean((2, 3)) + 10).all(), "path radiance only adds"
+
+
+@pytest.mark.parametrize("kind", ["area", "bilinear", "bicubic"])
+def test_downsampling_can_be_chosen(canvases, params, kind):
+    """Another way of making MS changes MS alone."""
+    still = params | OFF
+    mtf, other = (batch(canvases, still | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {k: 1}}) for k in ("decimate", kind))
+    assert torch.equal(mtf["gt"], other["gt"]) and torch.equal(mtf["pan"], other["pan"]) and not torch.equal(mtf["ms"], other["ms"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_can_be_switched_off(canvases, params, way):
+    """A way with share 0 isn't needed: neither its canvases nor its spectra are touched."""
+    needs = {"mixed": {"pictures"}, "spectral": {"pictures", "library"}, "procedural": {"labels", "library"}}[way]
+    missing = {k: None for k in canvases} | {k: canvases[k] for k in needs}
+    assert same(batch(missing, only(way, params)), batch(canvases, only(way, params)))
+
+
+def test_sources_can_be_switched_off(params):
+    """Only the named kinds of pictures are read, at the named scales."""
+    few = params | {"canvases": 1, "canvas_size": 64}
+    one, two = (make_materials(few | {"zoom": zoom}, 1) for zoom in ([1.0], [1.0, 0.5]))
+    both = make_materials(few | {"zoom": [0.3], "sources": ["photograph", "remote_sensing"]}, 1)
+    alone = make_materials(few | {"zoom": [0.3], "sources": ["photograph"]}, 1)
+    assert len(one["height"]) < len(two["height"]) and len(alone["height"]) < len(both["height"])
+
+
+# streams
+
+
+def stream(canvases, params, *seed, ahead=3):
+    return Stream(canvases, 4, params, 4, seed or (1, "run"), ahead=ahead)
+
+
+def test_stream_gives_each_step_its_batch(canvases, params):
+    """Steps in order, out of order and after a restart: the same batches."""
+    whole = stream(canvases, params)
+    batches = [whole(step) for step in range(7)]
+    resumed, back = stream(canvases, params), stream(canvases, params)
+    assert all(torch.equal(batches[step][k], resumed(step)[k]) for step in (4, 5, 6) for k in ("ms", "pan", "gt"))
+    assert all(torch.equal(batches[step]["ms"], back(step)["ms"]) for step in (6, 0, 3))
+    assert batches[0]["ms"].shape == (4, 4, 12, 12) and set(batches[0]) == {"ms", "pan", "gt"}
+
+
+def test_streams_of_ranks_do_not_overlap(canvases, params):
+    """No pair of one process or seed is a pair of another, nor comes twice."""
+    seen = [stream(canvases, params, 1, "run", rank)(step)["gt"] for rank in (0, 1) for step in range(5)] + [stream(canvases, params, 2, "run", 0)(0)["gt"]]
+    pairs = torch.cat(seen).flatten(1)
+    assert len(torch.unique(pairs, dim=0)) == len(pairs)
+
+
+def test_ways_are_mixed_within_a_batch(canvases, params):
+    """Samples of the three ways follow one another in a simulation, not in the batches of a stream."""
+    made = stream(canvases, params | OFF, ahead=4)
+    made(0)
+    whole = simulate_pairs(canvases, 4, 16, params | OFF, seeded(1, "run", "stream", 0))
+    order = [int(np.flatnonzero([torch.equal(x, y) for y in whole["gt"]])[0]) for x in made.made["gt"]]
+    assert sorted(order) == list(range(16)) and order != list(range(16))
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": 50}, "no multiple of the ratio"),
+        ({"size": 200 * 4}, "No canvas is as large"),
+        ({"gamma": [2, 1]}, "low <= high"),
+        ({"shuffle": 1.5}, "between 0 and 1"),
+        ({"cut_and_mix": -0.1}, "between 0 and 1"),
+        ({"band_shift_px": 9}, "needs half"),
+    ],
+)
+def test_wrong_values_say_so(canvases, params, wrong, message):
+    """One ValueError that names the value received."""
+    with pytest.raises(ValueError, match=message):
+        batch(canvases, params | wrong)
+
+
+def test_wrong_sources_say_so(params):
+    """Unknown kinds of pictures, and none at all."""
+    with pytest.raises(ValueError, match="known: photograph"):
+        make_materials(params | {"sources": ["holiday"]}, 1)
+    with pytest.raises(ValueError, match="No canvases"):
+        in_a_row([])
+
+
+def test_unknown_and_mistyped_keys_say_so(tmp_path):
+    """A misspelt switch is an error, not silently ignored."""
+    text = (root() / "params.yaml").read_text(encoding="utf-8")
+    for old, new, message in (("  shuffle: 0.3", "  shufle: 0.3", "did you mean 'shuffle'"), ("  shuffle: 0.3", "  shuffle: often", "synthesize_pairs.shuffle")):
+        assert old in text
+        (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_params(tmp_path / "params.yaml")
+
+
+def test_quantise_and_draw_hold_their_ranges():
+    """Digital numbers are whole and clipped; draws lie in their range and differ between samples."""
+    x = quantise(torch.tensor([[[[-0.1, 0.5, 1.2]]]]), 1023.0)
+    assert x.flatten().tolist() == [0.0, 512.0, 1023.0]
+    values = draw([2, 3], 100, seeded("draw"))
+    assert 2 <= values.min() and values.max() <= 3 and len(values.unique()) == 100
+
+
+@pytest.mark.xfail(reason="no check yet: rounding of the shares can leave a negative number for `mixed`, or some although it is off", strict=False)
+@pytest.mark.parametrize("n", [1, 3, 5, 7])
+def test_shares_are_rounded_fairly(canvases, params, monkeypatch, n):
+    """A way with share 0 gets no sample, at any batch size."""
+    called = []
+    monkeypatch.setattr("pansharp_study.simulate.light_from_pictures", lambda *args, **options: called.append(options["spectral"]) or light_from_pictures(*args, **options))
+    assert len(batch(canvases, params | {"ways": {"mixed": 0, "spectral": 0.5, "procedural": 0.5}}, n=n)["gt"]) == n
+    assert all(called), "mixed colours although their share is 0"
+
+
+@pytest.mark.xfail(reason="these end in PyTorch's own errors or pass silently", strict=False)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ways": dict.fromkeys(WAYS, 0)}, {"ways": {"mixed": -1, "spectral": 1, "procedural": 1}}, {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0)},
+        {"bits": [12, 10]}, {"materials": 0}, {"motion_px": [9, 9]}, {"noise_dn": [-3, -2]}, {"mtf_gt": [2, 3]},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_impossible_values_say_so(canvases, params, wrong):
+    """What can't be simulated is refused, by name."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        batch(canvases, params | wrong)
