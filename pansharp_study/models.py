@@ -136,11 +136,18 @@ def create_model(
     bands: int,  # number of spectral bands C
     seed: int = 0,  # of the initial weights
     guided: bool = False,  # see `guides`
+    pretrained: bool = False,  # the released weights (notebook weights), which bring their own options
     **options,  # width, depth, ...: see params.yaml, models
 ) -> Pansharpener:
-    "Build a network by name, freshly initialised."
+    "Build a network by name, freshly initialised or with its released weights."
     if name not in list_models():
         raise ValueError(f"Unknown network {name!r}; known: {', '.join(list_models())}")
+    if pretrained:
+        from pansharp_study.weights import load_pretrained
+
+        if guided or options:
+            raise ValueError(f"The released weights of {name} bring their own options: leave out {'guided' if guided else next(iter(options))!r}")
+        return load_pretrained(name, bands)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = NETWORKS[name](bands=bands, told=2 + bands if guided else 1, **options)
