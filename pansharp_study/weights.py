@@ -44,9 +44,9 @@ def to_half(
     **notes,  # for the header
 ) -> Path:
     "Write a network's weights with 16 bits each."
-    largest = max(float(v.abs().max()) for v in model.state_dict().values())
-    if not largest < torch.finfo(torch.float16).max:
-        raise ValueError(f"a weight of {largest:g} does not fit 16 bits: save_weights keeps 32")
+    for name, values in model.state_dict().items():
+        if not values.half().isfinite().all():
+            raise ValueError(f"{name} holds values that do not fit 16 bits (largest {values.abs().max():g}): save_weights keeps 32")
     save_weights(deepcopy(model).half(), path, **notes)
     return Path(path)
 
