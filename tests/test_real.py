@@ -1,0 +1,174 @@
+"""Real scenes: every format, the conventions of their grids, and scores that count acquisitions. Generated files only."""
+
+import types
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.io import savemat
+
+from pansharp_study import real
+from pansharp_study.classical import METHODS
+from pansharp_study.protocol import degrade
+from pansharp_study.register import shift_image
+from pansharp_study.sensors import get_sensor
+
+SENSOR = get_sensor("QB")
+
+
+def painted(height, width, bands=4, seed=0):
+    """Roofs on hills, DN."""
+    g = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    grey = 300 + 90 * np.sin(x / 23 + seed) + 60 * np.cos(y / 31)
+    for _ in range(height * width // 200):
+        r, c = g.integers(0, height), g.integers(0, width)
+        grey[r : r + g.integers(4, 14), c : c + g.integers(4, 14)] = g.uniform(150, 700)
+    return torch.from_numpy((grey * np.linspace(0.8, 1.2, bands)[:, None, None]).astype("float32"))[None]
+
+
+def row(**cells):
+    given = {"name": "x", "sensor": "QB", "bands": 4, "files": "x", "preparation": "", "acquisition": "one", "split": "development"}
+    return types.SimpleNamespace(**{**given, **cells})
+
+
+@pytest.mark.parametrize("kind", ["npy hwc", "npy chw", "npy hw1", "tif", "mat", "int16"])
+def test_read_array(tmp_path, kind):
+    x = np.rint(painted(24, 40)[0].numpy())
+    if kind == "mat":
+        savemat(tmp_path / "x.mat", {"I_MS": x.transpose(1, 2, 0)})
+        got = real.read_array(tmp_path / "x.mat", "I_MS")
+    elif kind == "tif":
+        import rasterio
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with rasterio.open(tmp_path / "x.tif", "w", driver="GTiff", count=4, height=24, width=40, dtype="uint16") as f:
+                f.write(x.astype("uint16"))
+        got = real.read_array(tmp_path / "x.tif")
+    else:
+        x = x[:1] if kind == "npy hw1" else x
+        stored = x if kind == "npy chw" else x.transpose(1, 2, 0)
+        np.save(tmp_path / "x.npy", stored.astype("int16") if kind == "int16" else stored)
+        got = real.read_array(tmp_path / "x.npy")
+    assert got.dtype == np.float32 and np.array_equal(got, x)
+
+
+def test_read_array_refuses(tmp_path):
+    np.save(tmp_path / "nan.npy", np.full((3, 4, 4), np.nan))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    (tmp_path / "x.jpg").write_bytes(b"")
+    (tmp_path / "x.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(64))
+    for name, error, match in (("nan.npy", ValueError, "fill or crop"), ("objects.npy", ValueError, "allow_pickle"), ("x.jpg", ValueError, "not read"),
+                               ("x.mat", ValueError, "v5"), ("none.npy", FileNotFoundError, "none.npy")):
+        with pytest.raises(error, match=match):
+            real.read_array(tmp_path / name, "I_MS")
+
+
+def test_listing_with_commas_in_the_preparation(tmp_path):
+    (tmp_path / real.LISTING).write_text(",".join(real.NEEDED) + "\nw,WV2,4,a_{b;c}.tif,MS [..., ::2, ::2] to 150x150; reduce,W,development\nh,QB,4,d.mat,,V,held-out\n")
+    rows = real.read_listing(tmp_path)
+    assert list(rows["name"]) == ["w"] and rows["preparation"][0] == "MS [..., ::2, ::2] to 150x150; reduce" and rows["acquisition"][0] == "W"
+    assert len(real.read_listing(tmp_path, "all")) == 2
+    (tmp_path / real.LISTING).write_text("name,sensor\n")
+    with pytest.raises(ValueError, match="should have the columns"):
+        real.read_listing(tmp_path)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.5])
+def test_grid_offset_sees_the_convention_through_another_blur(true):
+    gt = painted(128, 128)
+    ms = degrade(shift_image(gt, torch.tensor([true, true])), [0.2] * 4)  # another MTF than QuickBird's
+    assert np.abs(np.array(real.grid_offset(gt, ms, SENSOR)) - true).max() < 0.05
+    gt.add_(torch.randn(gt.shape, generator=torch.Generator().manual_seed(0)))
+    scene = real.prepare(row(), {"gt": gt, "ms": ms, "pan": gt.mean(1, keepdim=True)})[0]
+    inner = (..., slice(4, -4), slice(4, -4))
+    exact = degrade(gt, [0.2] * 4)
+    assert (scene.registered[0] - exact)[inner].abs().mean() < 2 and scene.resolution == "reduced"
+    assert (scene.registered[0] is scene.given[0]) == (true == 0)
+
+
+def test_registration_brings_pan_to_the_reference():
+    gt = painted(160, 160, seed=3)
+    pan = shift_image(gt.mean(1, keepdim=True), torch.tensor([0.6, -0.4]))
+    scene = real.prepare(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": pan})[0]
+    assert np.abs(np.array(scene.shift) - [0.6, -0.4]).max() < 0.05
+    scores = real.score_scenes([scene], {"GSA": ("classical", {None: METHODS["GSA"]})}).set_index("registered")
+    assert scores.loc[True, "ergas"] < 0.5 * scores.loc[False, "ergas"]
+
+
+def test_pair_is_cut_and_given_at_both_resolutions():
+    gt = painted(328, 328)
+    ms, pan = torch.nn.functional.pad(degrade(gt, SENSOR.mtf_ms), (0, 1, 0, 1), "replicate"), torch.nn.functional.pad(gt.mean(1, keepdim=True), (0, 4, 0, 4), "replicate")
+    small, full = real.prepare(row(), {"ms": ms, "pan": pan}, full_size=160)
+    assert small.gt.shape == (1, 4, 80, 80) and small.given[0].shape == (1, 4, 20, 20)
+    assert full.gt is None and full.given[1].shape == (1, 1, 160, 160) and full.given[0].shape == (1, 4, 40, 40)
+
+
+def test_four_bands_of_an_eight_band_sensor():
+    gt = painted(320, 320)
+    small = real.prepare(row(sensor="WV2"), {"ms": degrade(gt, [0.3] * 4), "pan": gt.mean(1, keepdim=True)})[0]
+    assert small.sensor.bands == ("B", "G", "R", "NIR1")
+
+
+def scores(acquisitions, factor=1.0):
+    """Made-up scores: EXP, two classical methods and a network."""
+    out = []
+    for k, (acquisition, tiles) in enumerate(acquisitions.items()):
+        for tile in range(tiles):
+            for method, paradigm, sam in (("EXP", "classical", 4), ("A", "classical", 3), ("B", "classical", 2.5), ("net", "zero-shot", 2 * factor)):
+                for registered in (False, True):
+                    value = sam * (1 + k) - 0.1 * registered * (method == "A") - 0.9 * registered * (method == "A") * (1 + k)
+                    out.append({"split": "development", "bands": 4, "sensor": "QB", "acquisition": acquisition, "scene": f"{acquisition}{tile}", "resolution": "reduced",
+                                "method": method, "paradigm": paradigm, "registered": registered, "sam_deg": value, "ergas": 2 * value, "q2n": 0.9})
+    return pd.DataFrame(out)
+
+
+def test_tiles_count_once_per_acquisition():
+    rows = scores({"one": 5, "two": 1})
+    rows.loc[rows["acquisition"] == "one", "sam_deg"] += rows.loc[rows["acquisition"] == "one", "scene"].str[-1].astype(float) - 2  # of mean zero
+    means = real.mean_scores(rows).set_index(["method", "registered"])
+    assert means.loc[("EXP", False), "sam_deg"] == pytest.approx((4 + 8) / 2)
+
+
+def test_yardstick_and_ratio():
+    rows = scores({"one": 2, "two": 1, "three": 1})
+    assert real.best_classical(rows, registered=False)[0] == "B" and real.best_classical(rows, registered=True)[0] == "A"
+    table = real.ratio_table(rows).set_index("against_registered")
+    assert table.loc[False, "sam_deg"] == pytest.approx(0.8) and table.loc[False, "sam_deg_low"] == pytest.approx(0.8)
+    assert table.loc[True, "ergas_low"] <= table.loc[True, "ergas"] <= table.loc[True, "ergas_high"]
+    alone = real.ratio_table(scores({"one": 3}))
+    assert alone["ergas_low"].isna().all() and (alone["acquisitions"] == 1).all()
+    assert "an anecdote" in real.summary(scores({"one": 3}))
+    with pytest.raises(ValueError, match="EXP"):
+        real.best_classical(rows[rows["method"] != "EXP"], registered=True)
+
+
+def test_back_projection_is_consistent_and_keeps_a_perfect_image():
+    gt = painted(128, 128)
+    ms = degrade(gt, SENSOR.mtf_ms)
+    perfect = real.backproject(lambda *pair: gt, 3)(ms, gt[:, :1], SENSOR)
+    assert (perfect - gt).abs().max() < 1e-3
+    poor = real.backproject(lambda *pair: gt + 50, 2)(ms, gt[:, :1], SENSOR)
+    assert (poor - gt).abs().mean() < 5
+
+
+def test_command_line_writes_scores_only(tmp_path, capsys):
+    folder, out = tmp_path / "scenes", tmp_path / "out"
+    folder.mkdir(), out.mkdir()
+    gt = painted(128, 128)
+    for tag, x in (("HR", gt), ("LR", degrade(gt, SENSOR.mtf_ms)), ("PAN", gt.mean(1, keepdim=True))):
+        np.save(folder / f"1_{tag}.npy", x[0].permute(1, 2, 0).numpy())
+    (folder / real.LISTING).write_text(",".join(real.NEEDED) + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,development\nb,QB,4,2_{HR;LR;PAN}.npy,given triple,two,development\n")
+    real.main([str(folder), "--out", str(out / "table.csv")])
+    shown = capsys.readouterr()
+    assert "skipped b" in shown.err and "fusionnet" in shown.out and "ratios" in shown.out
+    assert [p.name for p in out.iterdir()] == ["table.csv"] and len(list(folder.iterdir())) == 4
+    table = pd.read_csv(out / "table.csv")
+    assert {"fusionnet", "fusionnet + back-projection", "EXP"} <= set(table["method"])
+    with pytest.raises(SystemExit, match="held-out"):
+        real.main([str(folder), "--split", "held-out", "--weights"])
+    with pytest.raises(SystemExit, match="nowhere"):
+        real.main([str(tmp_path / "nowhere"), "--weights"])
