@@ -44,7 +44,7 @@ SCHEMA = {
         "samples": int, "size": int, "batch": int, "sources": list, "corpus": list, "corpus_canvases": int, "zoom": list, "ways": {"mixed": _number, "spectral": _number, "procedural": _number},
         "canvases": int, "canvas_size": int, "any_material": _number, "materials": int,
         "gamma": _range, "highpass": _range, "shuffle": _number, "cut_and_mix": _number, "jitter": _range, "skylight": _range,
-        "haze": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,
+        "haze": _range, "haze_last": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,
         "mtf_gt": _range, "mtf_pan": _range, "mtf_ms": _range, "anisotropy": _range, "motion_px": _range, "defocus_px": _range,
         "downsampling": {"decimate": _number, "area": _number, "bilinear": _number, "bicubic": _number},
         "bits": _range, "noise_dn": _range, "shot_dn": _range, "stripe_dn": _range,
