@@ -19,18 +19,21 @@ from .data import read_pair, write_geotiff
 from .evaluate import as_method, pair_tensors
 from .models import list_models, load_weights
 from .register import residual_warning
+from .weights import load_pretrained
 
 # %% ../nbs/30_sharpen.ipynb #06c035fc
 def find_method(
-    name: str,  # a network such as "panformer", a weight file, or a classical method
+    name: str,  # "released:fusionnet" (weights/), a network such as "panformer" (your own models/), a weight file, or a classical method
     bands: int,
 ):
     "A function (ms, pan, sensor) -> fused."
     if name in METHODS:
         return METHODS[name]
+    if name.startswith("released:"):
+        return as_method(load_pretrained(name.removeprefix("released:"), bands))
     path = Path(name) if name.endswith(".safetensors") else root() / "models" / f"{name}_{bands}.safetensors"
     if not name.endswith(".safetensors") and name not in list_models():
-        raise ValueError(f"Unknown method {name!r}; classical: {', '.join(METHODS)}; networks: {', '.join(list_models())}; or a .safetensors file")
+        raise ValueError(f"Unknown method {name!r}; classical: {', '.join(METHODS)}; networks: {', '.join(list_models())}, with released: before it for the weights of this study; or a .safetensors file")
     return as_method(load_weights(path))
 
 # %% ../nbs/30_sharpen.ipynb #7fac5b0e
@@ -62,7 +65,7 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m pansharp_study.sharpen", description=main.__doc__)
     parser.add_argument("ms"), parser.add_argument("pan"), parser.add_argument("out")
     parser.add_argument("--sensor", required=True, help="such as QB, or WV2:B,G,R,NIR1 for four of its bands")
-    parser.add_argument("--method", default="MTF-GLP-FS", help="classical method, network, or .safetensors file")
+    parser.add_argument("--method", default="MTF-GLP-FS", help="classical method, released:NETWORK, a network you trained, or a .safetensors file")
     parser.add_argument("--shift", nargs=2, type=float, default=(0.0, 0.0), metavar=("DOWN", "RIGHT"), help="move PAN by so many pixels first")
     args = parser.parse_args(argv)
     try:
