@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
@@ -129,8 +130,9 @@ def execute_stale() -> tuple[dict[Path, Path], list[str]]:
         context.set_forkserver_preload(["torch", "pandas", "scipy.signal", "xarray", "matplotlib.pyplot", "IPython", "execnb.shell",
                                         "pansharp_study.report", "pansharp_study.data"])
         stale.sort(key=lambda job: -job[0].stat().st_size)  # the long ones first
-        with context.Pool(min(WORKERS, len(stale)), maxtasksperchild=1) as pool:
-            for name, seconds, error in pool.imap_unordered(execute, stale):
+        with ProcessPoolExecutor(min(WORKERS, len(stale)), mp_context=context, max_tasks_per_child=1) as pool:  # notebooks may start processes too
+            for done in as_completed([pool.submit(execute, job) for job in stale]):
+                name, seconds, error = done.result()
                 print(f"  {name:32s} {seconds:5.1f} s  {error}", flush=True)
                 if error:
                     failures.append(f"{name}: {error}")
@@ -477,6 +479,11 @@ def main() -> int:
     code = sphinx(["-q", "-j", str(WORKERS), "-b", "html", "-c", str(ROOT / "docs"), "-d", str(CACHE / "doctrees"), str(source), str(CACHE / "html")])
     if code:
         return code
+    written = {p.relative_to(source).with_suffix("") for p in source.rglob("*") if p.is_file()}
+    for page in (CACHE / "html").rglob("*.html"):  # pages of notebooks that are gone
+        name = page.relative_to(CACHE / "html").with_suffix("")
+        if name not in written and name.as_posix() not in ("genindex", "search", "py-modindex") and name.parts[0] != "_modules":
+            page.unlink()
     shutil.rmtree(ROOT / "_site", ignore_errors=True)
     shutil.copytree(CACHE / "html", ROOT / "_site")
     made.write_text("" if failures else state)
