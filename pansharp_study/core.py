@@ -41,7 +41,7 @@ SCHEMA = {
     "targets": list, "networks": list, "band_counts": list, "classical": list,
     "acquire": {"offline": bool},
     "synthesize_pairs": {
-        "samples": int, "size": int, "batch": int, "sources": list, "corpus": list, "corpus_canvases": int, "zoom": list, "ways": {"mixed": _number, "spectral": _number, "procedural": _number},
+        "samples": int, "size": int, "batch": int, "sources": list, "corpus": list, "corpus_canvases": int, "refill": int, "zoom": list, "ways": {"mixed": _number, "spectral": _number, "procedural": _number},
         "canvases": int, "canvas_size": int, "any_material": _number, "materials": int,
         "gamma": _range, "highpass": _range, "shuffle": _number, "cut_and_mix": _number, "jitter": _range, "skylight": _range,
         "haze": _range, "haze_last": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,

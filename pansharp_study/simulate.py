@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Canvases', 'in_a_row', 'zoomed', 'light_from_pictures', 'light_from_labels', 'expose', 'instrument', 'check_ranges',
-           'simulate_pairs', 'make_materials', 'load_materials', 'canvases_path', 'simulate_scene', 'observe',
-           'make_pool', 'make_scenes', 'main', 'write_pool']
+           'simulate_pairs', 'make_materials', 'load_materials', 'canvases_path', 'Stream', 'with_room',
+           'corpus_sources', 'open_stream', 'simulate_scene', 'observe', 'make_pool', 'make_scenes', 'main',
+           'write_pool']
 
 # %% ../nbs/10_simulate.ipynb #8a861197
 import argparse
@@ -22,6 +23,8 @@ from .data import list_pictures, load_picture, make_scene
 from .optics import DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, gaussian_taps, sampling_taps, shift_taps
 from .procedural import make_canvases
 from .sensors import Sensor, get_sensor
+from .sources import Refill
+from .sources import canvases as decoded_canvases
 from .transforms import cut_and_mix, draw, haze_by_band, highpass, jitter, noise, quantise, rectangles, shuffle_channels, skylight, some, tone
 
 # %% ../nbs/10_simulate.ipynb #420286f9
@@ -241,12 +244,11 @@ def make_materials(
         raise ValueError(f"synthesize_pairs.sources = {kinds} has no pictures; known: {', '.join(sorted(listed['kind'].unique()))}")
     pictures = zoomed([load_picture(p)[:3] for p in chosen], params["zoom"], params["size"])
     if params["corpus"]:
-        from pansharp_study.sources import canvases
-
-        more, told = canvases(params["corpus"], params["corpus_canvases"], size=params["canvas_size"], seed=seed, workers=workers)
+        more, told = decoded_canvases(corpus_sources(params["corpus"]), params["corpus_canvases"], size=params["canvas_size"], seed=seed, workers=workers,
+                                      zoom=(min(params["zoom"]), max(params["zoom"])))
         print(told)
         pictures += list(more)
-    out = dict(zip(("pixels", "height", "width"), in_a_row(pictures)))
+    out = dict(zip(("pixels", "height", "width"), in_a_row(pictures))) | {"from_corpus": torch.tensor(params["corpus_canvases"] if params["corpus"] else 0)}
     jobs = [(min(16, params["canvases"] - k), params["canvas_size"], seed, k) for k in range(0, params["canvases"], 16)]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
@@ -268,7 +270,7 @@ def _paint(job: tuple) -> dict:  # for worker processes
 def load_materials(
     found: dict | str | Path,  # of make_materials, or its file
     device: str | torch.device = "cpu",
-) -> dict:  # pictures, labels, library: what simulate_pairs wants
+) -> dict:  # pictures, labels, library: what simulate_pairs wants; from_corpus: how many pictures at the end came from a corpus
     "Put it on the device."
     if not isinstance(found, dict):
         from safetensors.torch import load_file
@@ -278,12 +280,124 @@ def load_materials(
         found = load_file(found)
     t = {k: v.to(device) for k, v in found.items()}
     return {"pictures": Canvases(t["pixels"], t["height"], t["width"]), "library": (t["spectra"], t["spectra_group"]),
-            "labels": (Canvases(t["label_pixels"], t["label_height"], t["label_width"]), t["label_groups"])}
+            "labels": (Canvases(t["label_pixels"], t["label_height"], t["label_width"]), t["label_groups"]),
+            "from_corpus": int(found.get("from_corpus", 0))}
 
 
 def canvases_path() -> Path:
     "Where the stage synthesize_pairs puts them."
     return root() / "data" / "simulated" / "canvases.safetensors"
+
+# %% ../nbs/10_simulate.ipynb #f5a8f46b
+class Stream:
+    "Batches simulated on the device, by step: `stream(step)`."
+
+    def __init__(
+        self,
+        canvases: dict,  # of load_materials
+        bands: int,
+        params: dict,  # params.yaml, synthesize_pairs
+        batch: int,  # pairs per step
+        seed: tuple,  # keys of the random stream
+        ahead: int = 16,  # batches made at once
+        rank: int = 0,  # number of this training process
+        world: int = 1,  # training processes
+        refill: Refill | None = None,  # whose pool is a part of the canvases, see `with_room`; of the same rank and world
+    ):
+        if not 0 <= rank < world or batch < 1 or ahead < 1:
+            raise ValueError(f"rank={rank}, world={world}, batch={batch}, ahead={ahead}: want 0 <= rank < world, batch and ahead at least 1")
+        if refill is not None and ahead * params["refill"] > len(refill.pool):
+            raise ValueError(f"synthesize_pairs.refill = {params['refill']} pictures a step would replace the {len(refill.pool)} of corpus_canvases more than "
+                             f"once in {ahead} steps: at most {len(refill.pool) // ahead}, or more corpus_canvases")
+        self.canvases, self.bands, self.params, self.batch, self.seed, self.ahead = canvases, bands, params, batch, tuple(seed), ahead
+        self.rank, self.world, self.refill, self.chunk, self.made = rank, world, refill, None, None
+
+    def __call__(
+        self,
+        step: int,  # from 0
+    ) -> dict:  # ms, pan, gt as float32, DN
+        "The batch of a step."
+        if step // self.ahead != self.chunk:
+            self._make(step // self.ahead)
+        at = slice(step % self.ahead * self.batch, (step % self.ahead + 1) * self.batch)
+        return {k: v[at] for k, v in self.made.items()}
+
+    def _make(self, chunk: int):
+        "Bring the pool to where this chunk of steps wants it, and simulate."
+        if self.refill is not None:
+            due = len(self.refill.pool) + chunk * self.ahead * self.params["refill"] - self.refill.replaced
+            if due < 0:
+                raise ValueError(f"step {chunk * self.ahead} lies behind this stream, and pictures that were replaced do not come back: open another one")
+            self.refill.step(due)
+        device = self.canvases["library"][0].device
+        g = seeded(*self.seed, "stream", self.rank, chunk, device=device)
+        made = simulate_pairs(self.canvases, self.bands, self.batch * self.ahead, self.params, g)
+        order = torch.randperm(self.batch * self.ahead, generator=g, device=device)
+        self.chunk, self.made = chunk, {k: made[k][order] for k in ("ms", "pan", "gt")}
+
+    def state_dict(self) -> dict:  # plain values and small tensors
+        "What a checkpoint needs to go on with the next step."
+        return {"rank": self.rank, "world": self.world, "refill": None if self.refill is None else self.refill.state_dict()}
+
+    def load_state_dict(self, state: dict):
+        "Go on where a checkpoint was written: the pool's pictures are decoded again."
+        if (state["rank"], state["world"], state["refill"] is None) != (self.rank, self.world, self.refill is None):
+            raise ValueError(f"the state is that of process {state['rank']} of {state['world']} {'without' if state['refill'] is None else 'with'} a corpus, "
+                             f"this is process {self.rank} of {self.world} {'without' if self.refill is None else 'with'} one")
+        self.chunk = self.made = None
+        if self.refill is not None:
+            self.refill.load_state_dict(state["refill"])
+
+    def close(self):
+        "End the processes that decode."
+        if self.refill is not None:
+            self.refill.close()
+
+# %% ../nbs/10_simulate.ipynb #caaa44aa
+def with_room(
+    pictures: Canvases,  # three channels
+    n: int,  # canvases to be added
+    size: int,  # their side, pixels
+    *,
+    drop: int = 0,  # canvases at the end that the room replaces
+) -> tuple[Canvases, torch.Tensor]:  # canvases with room, and the room itself: (n,3,size,size) uint8, black
+    "Append an empty pool that can be written in place."
+    keep = len(pictures.height) - drop
+    kept = int((pictures.height[:keep] * pictures.width[:keep]).sum())
+    pixels = torch.cat([pictures.pixels[:kept], pictures.pixels.new_zeros(n * size * size, 3)])
+    sides = pictures.height.new_full((n,), size)
+    room = pixels[kept:].view(n, size, size, 3).permute(0, 3, 1, 2)
+    return Canvases(pixels, torch.cat([pictures.height[:keep], sides]), torch.cat([pictures.width[:keep], sides])), room
+
+
+def corpus_sources(
+    corpus: list,  # folders, archives, patterns of them, lists
+) -> dict:  # of `sources.open_source`, one for each entry
+    "Each entry is a source of its own and gives the same share of pictures."
+    return {str(entry): entry for entry in corpus}
+
+
+def open_stream(
+    params: dict,  # all of params.yaml
+    bands: int,  # C
+    *,
+    seed: tuple,  # keys of the random stream, without the rank
+    device: str | torch.device = "cpu",
+    rank: int = 0,  # number of this training process
+    world: int = 1,  # training processes
+    materials: dict | str | Path | None = None,  # of make_materials, or its file; default: of the stage synthesize_pairs
+    workers: int | None = None,  # processes that decode, 0: this one; default: the cores that one training process of `world` has, less one, at most 16
+    ahead: int = 16,  # batches made at once
+) -> Stream:  # `close` it after training; `state_dict` belongs into the checkpoint
+    "The stream that params.yaml asks for: `stream(step)` gives ms, pan, gt."
+    p = params["synthesize_pairs"]
+    canvases, refill = load_materials(canvases_path() if materials is None else materials, device), None
+    if p["corpus"] and p["refill"]:
+        canvases["pictures"], room = with_room(canvases["pictures"], p["corpus_canvases"], p["canvas_size"], drop=canvases["from_corpus"])
+        workers = min(16, max(1, (os.cpu_count() or 1) // world - 1)) if workers is None else workers
+        refill = Refill(corpus_sources(p["corpus"]), room, seed=seeded(*seed, "corpus").initial_seed(), rank=rank, world=world, workers=workers,
+                        zoom=(min(p["zoom"]), max(p["zoom"])), depth=max(8, -(-ahead * p["refill"] // max(workers, 1))))
+    return Stream(canvases, bands, p, params["pretrain"]["batch"], seed, ahead, rank, world, refill)
 
 # %% ../nbs/10_simulate.ipynb #aebe6917
 def simulate_scene(

@@ -1,10 +1,17 @@
 """The simulation keeps its promises: seeds, ratios, registration, energy, switches, streams and clear errors."""
 
+import hashlib
+import io
+import os
 import re
+import subprocess
+import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pansharp_study.core import load_params, root, seeded
 from pansharp_study.optics import (
@@ -20,15 +27,17 @@ from pansharp_study.optics import (
 from pansharp_study.protocol import upsample
 from pansharp_study.simulate import (
     Canvases,
+    Stream,
     in_a_row,
     instrument,
     light_from_labels,
     light_from_pictures,
     load_materials,
     make_materials,
+    open_stream,
     simulate_pairs,
+    with_room,
 )
-from pansharp_study.train import Stream
 from pansharp_study.transforms import (
     cut_and_mix,
     draw,
@@ -326,8 +335,8 @@ def test_sources_can_be_switched_off(params):
 # streams
 
 
-def stream(canvases, params, *seed, ahead=3):
-    return Stream(canvases, 4, params, 4, seed or (1, "run"), ahead=ahead)
+def stream(canvases, params, *seed, ahead=3, **options):
+    return Stream(canvases, 4, params, 4, seed or (1, "run"), ahead=ahead, **options)
 
 
 def test_stream_gives_each_step_its_batch(canvases, params):
@@ -342,7 +351,7 @@ def test_stream_gives_each_step_its_batch(canvases, params):
 
 def test_streams_of_ranks_do_not_overlap(canvases, params):
     """No pair of one process or seed is a pair of another, nor comes twice."""
-    seen = [stream(canvases, params, 1, "run", rank)(step)["gt"] for rank in (0, 1) for step in range(5)] + [stream(canvases, params, 2, "run", 0)(0)["gt"]]
+    seen = [stream(canvases, params, rank=rank, world=2)(step)["gt"] for rank in (0, 1) for step in range(5)] + [stream(canvases, params, 2, "run")(0)["gt"]]
     pairs = torch.cat(seen).flatten(1)
     assert len(torch.unique(pairs, dim=0)) == len(pairs)
 
@@ -351,9 +360,163 @@ def test_ways_are_mixed_within_a_batch(canvases, params):
     """Samples of the three ways follow one another in a simulation, not in the batches of a stream."""
     made = stream(canvases, params | OFF, ahead=4)
     made(0)
-    whole = simulate_pairs(canvases, 4, 16, params | OFF, seeded(1, "run", "stream", 0))
+    whole = simulate_pairs(canvases, 4, 16, params | OFF, seeded(1, "run", "stream", 0, 0))
     order = [int(np.flatnonzero([torch.equal(x, y) for y in whole["gt"]])[0]) for x in made.made["gt"]]
     assert sorted(order) == list(range(16)) and order != list(range(16))
+
+
+# a corpus that flows through the pool
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Pictures as a folder tree and as two shards, one of them cut in the middle, and one picture damaged: 60 can be read."""
+    base, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(7)
+
+    def encoded():
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((90, 84), Image.Resampling.BICUBIC).save(out, "JPEG")
+        return out.getvalue()
+
+    for k in range(30):
+        path = base / "train" / f"n{k % 3}" / f"{k}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded())
+    (base / "train" / "n0" / "broken.JPEG").write_bytes(b"no picture")
+    for shard in (0, 1):
+        with tarfile.open(base / f"{shard:03d}.tar", "w") as file:
+            for k in range(20):
+                data = encoded()
+                info = tarfile.TarInfo(f"{shard}_{k}.jpg")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    cut = base / "001.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    return [str(base / "train"), str(base / "{000..001}.tar")]
+
+
+@pytest.fixture(scope="module")
+def flowing(archive, params):
+    """All of params.yaml, with the archive as corpus."""
+    p = params | {"corpus": archive, "corpus_canvases": 12, "refill": 2, "canvas_size": 64, "canvases": 2, "sources": ["photograph"], "ways": {"mixed": 1, "spectral": 0, "procedural": 0}}
+    whole = load_params(scale="laptop")
+    return whole | {"synthesize_pairs": p, "pretrain": whole["pretrain"] | {"batch": 3}}
+
+
+@pytest.fixture(scope="module")
+def materials(flowing):
+    return make_materials(flowing["synthesize_pairs"], 1)
+
+
+def flow(flowing, materials, *, workers=0, ahead=3, **options):
+    return open_stream(flowing, 4, seed=(1, "flow"), materials=materials, workers=workers, ahead=ahead, **options)
+
+
+def steps(stream, which):
+    return torch.cat([stream(step)["gt"] for step in which])
+
+
+def test_the_corpus_reaches_the_batches(flowing, materials):
+    """Pictures of the pool are replaced as told, and crops come from them."""
+    one = flow(flowing, materials)
+    before = steps(one, range(3))
+    pool = one.refill.pool.clone()
+    assert one.refill.replaced == 12 and (pool.flatten(1).float().std(1) > 1).all() and len(before) == 9
+    one(3)
+    assert one.refill.replaced == 12 + 3 * 2 and [torch.equal(a, b) for a, b in zip(one.refill.pool, pool)] == [False] * 6 + [True] * 6
+    still = flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"refill": 0}}, materials)
+    assert still.refill is None and not torch.equal(steps(still, range(3)), before), "without refill: the pool that the stage decoded"
+    for _ in range(12, 90, 6):
+        one(one.chunk * 3 + 3)
+    assert one.refill.done.epoch != [0, 0] and one.refill.report.skipped > 0
+    assert "broken.JPEG" in str(one.refill.report) and "001.tar: cut off" in str(one.refill.report)
+
+
+def test_batches_do_not_depend_on_workers(flowing, materials):
+    """Decoded here or by three processes: the same."""
+    here = steps(flow(flowing, materials), range(10))
+    crew = flow(flowing, materials, workers=3)
+    assert torch.equal(here, steps(crew, range(10)))
+    crew.close()
+    assert torch.equal(steps(crew, range(9, 13)), steps(flow(flowing, materials), range(9, 13))), "begun late or gone on: decoded up to there"
+    crew.close()
+
+
+@pytest.mark.parametrize("stop", [3, 7, 11])
+def test_a_resumed_stream_equals_an_uninterrupted_one(flowing, materials, stop, tmp_path):
+    """Bit for bit, from a checkpoint file read as training reads it, within 3 batches made at once or between them, with another number of workers."""
+    whole = flow(flowing, materials)
+    want = [steps(whole, [step]) for step in range(14)]
+    begun = flow(flowing, materials, workers=2)
+    assert all(torch.equal(steps(begun, [step]), want[step]) for step in range(stop))
+    torch.save(begun.state_dict(), tmp_path / "state.pt")
+    begun.close()
+    resumed = flow(flowing, materials)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(torch.equal(steps(resumed, [step]), want[step]) for step in range(stop, 14))
+
+
+def test_streams_that_cannot_be_say_so(flowing, materials, canvases, params):
+    """Backwards, another rank, too fast a refill."""
+    one = flow(flowing, materials)
+    one(6)
+    with pytest.raises(ValueError, match="open another one"):
+        one(0)
+    with pytest.raises(ValueError, match="process 0 of 1 with a corpus"):
+        flow(flowing, materials, rank=1, world=2).load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match="without a corpus"):
+        one.load_state_dict(stream(canvases, params).state_dict())
+    with pytest.raises(ValueError, match="synthesize_pairs.refill = 2"):
+        flow(flowing, materials, ahead=16)
+    with pytest.raises(ValueError, match="rank=2, world=2"):
+        stream(canvases, params, rank=2, world=2)
+
+
+def test_room_is_a_part_of_the_canvases():
+    """What is written into the room is cut; what it replaces is gone."""
+    few = Canvases(*in_a_row([torch.full((3, 6, 8), k, dtype=torch.uint8) for k in (10, 20)]))
+    wide, room = with_room(few, 2, 8, drop=1)
+    room[1] = torch.arange(192).view(3, 8, 8)
+    assert room.shape == (2, 3, 8, 8) and wide.height.tolist() == [6, 8, 8]
+    cut, which = wide.cut(40, 8, seeded("room"))
+    assert set(which.tolist()) == {1, 2} and cut[which == 1].max() == 0
+    assert {tuple(x.sort().values.tolist()) for x in cut[which == 2].flatten(1)} == {tuple(range(192))}
+
+
+RANK = """
+import hashlib, sys, torch
+from pansharp_study.core import load_params
+from pansharp_study.simulate import open_stream
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, params = int(sys.argv[1]), torch.load(sys.argv[2])
+    stream = open_stream(params, 4, seed=(1, "flow"), materials=sys.argv[3], workers=1, ahead=3, rank=rank, world=2)
+    for step in range(7):
+        print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in stream(step)["gt"]))
+    taken = {(stream.refill.done.sources[t.source].name, t.item.key) for t in (stream.refill.done.task(*s) for s in stream.refill.slots.tolist())}
+    print(*sorted("|".join(t) for t in taken))
+    stream.close()
+"""
+
+
+def test_two_processes_share_neither_pairs_nor_pictures(flowing, materials, tmp_path):
+    """Two real processes of one training; each equals the same rank in this process."""
+    from safetensors.torch import save_file
+
+    torch.save(flowing, tmp_path / "params.pt")
+    save_file({k: v.contiguous() for k, v in materials.items()}, tmp_path / "canvases.safetensors")
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, str(tmp_path / "rank.py")]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path / "params.pt"), str(tmp_path / "canvases.safetensors")], stdout=subprocess.PIPE, text=True,
+                                cwd=root(), env=os.environ | {"PYTHONPATH": str(root())}) for rank in (0, 1)]
+    told = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    assert [len(lines) for lines in told] == [8, 8]
+    pairs = [" ".join(lines[:7]).split() for lines in told]
+    assert len(set(pairs[0] + pairs[1])) == 2 * 7 * 3, "a pair came twice"
+    pictures = [set(lines[7].split()) for lines in told]
+    assert len(pictures[0]) == 12 and not pictures[0] & pictures[1]
+    same_rank = flow(flowing, materials, rank=1, world=2)
+    assert [hashlib.sha256(x.numpy().tobytes()).hexdigest() for step in range(7) for x in same_rank(step)["gt"]] == pairs[1]
 
 
 # errors
