@@ -54,6 +54,11 @@ SCHEMA = {
         "fusionnet": {"width": int, "depth": int, "guided": bool},
         "panformer": {"width": int, "depth": int, "window": int, "heads": int, "guided": bool},
         "panmamba": {"width": int, "depth": int, "state": int, "chunk": int, "guided": bool},
+        "pnn": {"width": int, "guided": bool},
+        "pannet": {"width": int, "depth": int, "guided": bool},
+        "msdcnn": {"width": int, "guided": bool},
+        "restormer": {"width": int, "depth": int, "heads": int, "stride": int, "guided": bool},
+        "bandset": {"width": int, "depth": int, "stride": int, "guided": bool},
     },
     "pretrain": {
         "steps": int, "batch": int, "lr": _number, "weight_decay": _number, "clip": _number, "ema": _number,
@@ -126,6 +131,8 @@ def check_pair(
     pan: "torch.Tensor",  # (B,1,H,W) panchromatic, DN
     ratio: int = 4,  # PAN-to-MS scale ratio
     bands: int | None = None,  # expected number of bands, if any
+    *,
+    values: bool = True,  # look for NaN and infinite values, which on a GPU waits for it
 ):
     "Raise a `ValueError` that names the first thing wrong with a PAN/MS pair."
     if ms.ndim != 4 or pan.ndim != 4 or pan.shape[1] != 1 or ms.shape[0] != pan.shape[0]:
@@ -138,7 +145,7 @@ def check_pair(
             f"ms {tuple(ms.shape[2:])} at ratio {ratio} needs a pan of {want}, got {tuple(pan.shape[2:])}: "
             "crop both to the same area or pass the sensor's ratio"
         )
-    for name, x in (("ms", ms), ("pan", pan)):
+    for name, x in (("ms", ms), ("pan", pan)) if values else ():
         if bad := int((~x.isfinite()).sum()):
             raise ValueError(f"{name} holds {bad} NaN or infinite values: mask or fill them first")
 
