@@ -42,10 +42,10 @@ SCHEMA = {
     "acquire": {"offline": bool},
     "synthesize_pairs": {
         "samples": int, "size": int, "batch": int, "sources": list, "corpus": list, "corpus_canvases": int, "refill": int, "zoom": list, "ways": {"mixed": _number, "spectral": _number, "procedural": _number},
-        "canvases": int, "canvas_size": int, "any_material": _number, "materials": int,
+        "canvases": int, "canvas_size": int, "any_material": _number, "materials": int, "turns": bool,
         "gamma": _range, "highpass": _range, "shuffle": _number, "cut_and_mix": _number, "jitter": _range, "skylight": _range,
-        "haze": _range, "haze_last": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,
-        "mtf_gt": _range, "mtf_pan": _range, "mtf_ms": _range, "anisotropy": _range, "motion_px": _range, "defocus_px": _range,
+        "haze": _range, "haze_last": _range, "pan_haze": _range, "pan_weights": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,
+        "mtf_gt": _range, "mtf_pan": _range, "mtf_ms": _range, "mtf_gt_spread": _range, "mtf_ms_spread": _range, "anisotropy": _range, "motion_px": _range, "defocus_px": _range,
         "downsampling": {"decimate": _number, "area": _number, "bilinear": _number, "bicubic": _number},
         "bits": _range, "noise_dn": _range, "shot_dn": _range, "stripe_dn": _range,
     },
@@ -62,7 +62,7 @@ SCHEMA = {
     },
     "pretrain": {
         "steps": int, "batch": int, "lr": _number, "weight_decay": _number, "clip": _number, "ema": _number,
-        "validation": int, "log_every": int, "checkpoint_every": int, "on_the_fly": bool,
+        "validation": int, "log_every": int, "checkpoint_every": int, "on_the_fly": bool, "compile": bool, "graph": bool,
     },
     "adapt": {"steps": int, "batch": int, "size": int, "lr": _number, "scratch_lr": _number, "crop": int},
     "compare": {"bootstrap": int},

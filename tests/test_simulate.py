@@ -11,8 +11,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from pansharp_study import simulate
 from pansharp_study.core import load_params, root, seeded
 from pansharp_study.optics import (
     DOWNSAMPLINGS,
@@ -26,6 +28,8 @@ from pansharp_study.optics import (
 )
 from pansharp_study.protocol import upsample
 from pansharp_study.simulate import (
+    NEEDS,
+    WAYS,
     Canvases,
     Stream,
     in_a_row,
@@ -35,8 +39,10 @@ from pansharp_study.simulate import (
     load_materials,
     make_materials,
     open_stream,
+    operations,
     simulate_pairs,
     with_room,
+    without,
 )
 from pansharp_study.transforms import (
     cut_and_mix,
@@ -53,17 +59,14 @@ from pansharp_study.transforms import (
     tone,
 )
 
-OFF = {  # the value in brackets in params.yaml: the effect is switched off
-    "gamma": [1, 1], "highpass": [0, 0], "shuffle": 0, "cut_and_mix": 0, "jitter": [1, 1], "skylight": [0, 0], "haze": [0, 0], "pan_leak": [0, 0],
-    "pan_gamma": [1, 1], "pan_shift_px": 0, "band_shift_px": 0, "anisotropy": [1, 1], "motion_px": [1, 1], "defocus_px": [1, 1], "noise_dn": [0, 0],
-    "shot_dn": [0, 0], "stripe_dn": [0, 0], "any_material": 0,
-}
+OFF = {key: value for values in simulate.OFF.values() for key, value in values.items()}  # the value in brackets in params.yaml
 STRONG = {  # the same effects, so strong that they can't be overlooked
     "gamma": [2, 2], "highpass": [1, 1], "shuffle": 1, "cut_and_mix": 1, "jitter": [0.5, 2], "skylight": [0.4, 0.4], "haze": [1, 1], "pan_leak": [0.5, 0.5],
     "pan_gamma": [1.5, 1.5], "pan_shift_px": 1.0, "band_shift_px": 1.0, "anisotropy": [2, 2], "motion_px": [3, 3], "defocus_px": [3, 3],
-    "noise_dn": [9, 9], "shot_dn": [9, 9], "stripe_dn": [5, 5], "any_material": 1,
+    "noise_dn": [9, 9], "shot_dn": [9, 9], "stripe_dn": [5, 5], "any_material": 1, "turns": True, "pan_weights": [0, 1], "haze_last": [0.1, 0.1], "pan_haze": [1, 1],
+    "mtf_gt": [0.2, 0.2], "mtf_pan": [0.2, 0.2], "mtf_ms": [0.2, 0.2], "mtf_gt_spread": [0.5, 1], "mtf_ms_spread": [0.5, 1], "bits": [8, 8],
+    "downsampling": {"decimate": 0, "area": 1, "bilinear": 0, "bicubic": 0},
 }
-WAYS = ("mixed", "spectral", "procedural")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -260,13 +263,13 @@ def test_flat_scene_stays_flat(canvases, params, bands):
 # switches
 
 
-def test_every_bracket_is_tested():
-    """Each key whose comment in params.yaml names a value that switches it off is in OFF, with that value."""
+def test_every_bracket_is_a_switch():
+    """Each key whose comment in params.yaml ends with a value that switches it off is in simulate.OFF, with that value."""
     section = (root() / "params.yaml").read_text(encoding="utf-8").split("\nsynthesize_pairs:")[1].split("\n\n")[0]
-    found = dict(re.findall(r"^  (\w+):.*#.*(\[[-\d., ]+\])\s*$", section, re.M))
-    listed = {k: [float(v) for v in text.strip("[]").split(",")] for k, text in found.items()}
-    assert listed.pop("zoom") == [1.0] and listed.pop("ways") == [0.0]
-    assert {k: v if len(v) == 2 else v[0] for k, v in listed.items()} == OFF
+    found = {k: yaml.safe_load(text) for k, text in re.findall(r"^  (\w+):.*#.*?(\[[^]/]+\]|\{[^}/]+\})\s*$", section, re.M)}
+    assert found.pop("ways") == [0] and found.pop("refill") == [0]
+    assert {k: v[0] if isinstance(v, list) and len(v) == 1 and k != "zoom" else v for k, v in found.items()} == OFF
+    assert set(OFF) <= set(load_params()["synthesize_pairs"]) and set(NEEDS) <= set(simulate.OFF)
 
 
 def test_switched_off_transforms_return_their_input():
@@ -292,19 +295,68 @@ def test_switched_off_instrument_is_plain():
     assert torch.allclose(m["pan", 0], axis_matrix(gaussian_taps(torch.tensor(0.3)), 64).expand_as(m["pan", 0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("key", list(OFF))
-def test_switch_reaches_the_images(canvases, params, key):
+CHANGES = {  # what an operation changes; those not listed change all three
+    **dict.fromkeys(("pan_weights", "pan_leak", "pan_gamma", "pan_haze", "pan_shift"), {"pan"}), "downsampling": {"ms"},
+    **dict.fromkeys(("jitter", "skylight", "haze", "haze_last", "band_shift", "mtf_spread"), {"ms", "gt"}), **dict.fromkeys(("read_noise", "shot_noise", "stripes"), {"ms", "pan"}),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in simulate.OFF if name != "zoom"])
+def test_switch_reaches_the_images(canvases, params, name):
     """From all effects off, switching one on changes what it should change, and no other random number."""
-    still = params | OFF | {"bits": [11, 11], "level": [0.15, 0.15], "downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {"decimate": 1}}
-    still = only("procedural" if key == "any_material" else "spectral", still)
-    off, on = (batch(canvases, still | extra, n=3) for extra in ({}, {key: STRONG[key]}))
-    assert same(off, batch(canvases, still | {key: OFF[key]}, n=3))
+    needs = [need for need in NEEDS.get(name, ()) if need in simulate.OFF]
+    still = params | OFF | {"level": [0.15, 0.15]} | {k: STRONG[k] for need in needs for k in simulate.OFF[need]}
+    still = only({"any_material": "procedural", "pan_weights": "mixed"}.get(name, "spectral"), still)
+    off, on = (batch(canvases, still | extra, n=3) for extra in ({}, {k: STRONG[k] for k in simulate.OFF[name]}))
+    assert same(off, batch(canvases, without(still, name), n=3))
     changed = {k for k in ("ms", "pan", "gt") if not torch.equal(off[k], on[k])}
-    pan_only, bands_only, sensor_noise = {"pan_leak", "pan_gamma", "pan_shift_px"}, {"jitter", "skylight", "band_shift_px"}, {"noise_dn", "shot_dn", "stripe_dn"}
-    want = {"pan"} if key in pan_only else {"ms", "gt"} if key in bands_only else {"ms", "pan"} if key in sensor_noise else {"ms", "pan", "gt"}
-    assert changed == want, f"{key} changed {changed or 'nothing'}"
-    if key == "haze":
-        assert (on["ms"].mean((2, 3)) > off["ms"].mean((2, 3)) + 10).all(), "path radiance only adds"
+    assert changed == CHANGES.get(name, {"ms", "pan", "gt"}), f"{name} changed {changed or 'nothing'}"
+    if name == "haze":
+        assert (on["ms"].mean((2, 3)) > off["ms"].mean((2, 3)) + 100).all(), "path radiance only adds"
+
+
+@pytest.mark.parametrize("name", [name for name in simulate.OFF if name != "zoom"])
+def test_switching_one_off_changes_batches(canvases, params, name):
+    """From params.yaml as it is: without any one operation the pairs are others, and operations() says which it was."""
+    less = without(params, name)
+    assert not same(batch(canvases, params, n=20), batch(canvases, less, n=20))
+    before, after = (operations(p).set_index("name")["on"] for p in (params, less))
+    gone = {name} | {other for other, need in NEEDS.items() if need == (name,)}
+    assert set(before.index[before & ~after]) == gone and not (after & ~before).any()
+    assert params == params | {} and less is not params and all(params[k] != v for k, v in simulate.OFF[name].items()), "the original is left alone"
+
+
+def test_all_off_gives_plain_pairs(canvases, params):
+    """Reference: the light of the bands, at one level; MS: every fourth pixel of it; PAN: the mean of the bands' light."""
+    plain = only("mixed", params | OFF | {"level": [0.15, 0.15]})
+    x = batch(canvases, plain, n=4)
+    assert (x["peak"] == 2**15 - 1).all() and torch.equal(x["ms"], x["gt"][..., 2::4, 2::4])
+    light, pan = light_from_pictures(canvases["pictures"], canvases["library"], 4, 4, plain, seeded("one"), spectral=False)
+    for seen, was in ((x["gt"], light), (x["pan"], light.mean(1, keepdim=True)), (x["pan"], pan[:, :1])):
+        want = (was / was.mean((2, 3), keepdim=True) * 0.15 * x["peak"]).minimum(x["peak"])
+        assert (seen - want).abs().max() <= 1
+
+
+def test_operations_says_which_were_on(params):
+    """Ways, sources and operations with their values; what acts on nothing is off."""
+    told = operations(params).set_index("name")
+    assert set(told["part"]) == {"way", "source", "picture", "light and air", "optics", "electronics"} and told["on"][["haze", "remote_sensing", *WAYS]].all()
+    assert not told["on"][["corpus", "photograph"]].any() and told["setting"]["haze"] == f"haze {params['haze']}"
+    town = operations(only("procedural", params)).set_index("name")["on"]
+    assert not town[["gamma", "shuffle", "zoom", "remote_sensing", "pan_weights", "mixed"]].any() and town[["any_material", "turns", "procedural"]].all()
+    corpus = operations(params | {"corpus": ["/data/train"], "refill": 3}).set_index("name").loc["corpus"]
+    assert corpus["on"] and corpus["setting"] == "/data/train, 3 pictures replaced per training step"
+    assert not operations(params | {"downsampling": STRONG["downsampling"] | {"decimate": 3, "area": 0}}).set_index("name")["on"]["downsampling"]
+
+
+def test_without_a_way_or_a_source(params):
+    """Also ways, kinds of pictures and the corpus can be switched off by name; what is unknown says what is known."""
+    assert without(params, "mixed")["ways"] == params["ways"] | {"mixed": 0} and without(params, "remote_sensing")["sources"] == []
+    assert without(params | {"corpus": ["x"], "refill": 2}, "corpus")["corpus"] == []
+    with pytest.raises(ValueError, match="choose from zoom, turns"):
+        without(params, "fog")
+    with pytest.raises(ValueError, match="nothing would be left"):
+        without(only("mixed", params), "mixed")
 
 
 @pytest.mark.parametrize("kind", ["area", "bilinear", "bicubic"])
@@ -330,6 +382,20 @@ def test_sources_can_be_switched_off(params):
     both = make_materials(few | {"zoom": [0.3], "sources": ["photograph", "remote_sensing"]}, 1)
     alone = make_materials(few | {"zoom": [0.3], "sources": ["photograph"]}, 1)
     assert len(one["height"]) < len(two["height"]) and len(alone["height"]) < len(both["height"])
+
+
+def test_one_way_needs_no_other_source(params, tmp_path):
+    """Procedural scenes without any picture, and pictures without any scene; also from a file."""
+    from safetensors.torch import save_file
+
+    for way, few in (("procedural", {"sources": []}), ("spectral", {"canvases": 0}), ("mixed", {"canvases": 0})):
+        made = make_materials(only(way, params | few), 1)
+        save_file({k: v.contiguous() for k, v in made.items()}, tmp_path / way)
+        canvases = load_materials(tmp_path / way)
+        assert (len(canvases["pictures"].height) == 0) == (way == "procedural") and (len(canvases["labels"][0].height) == 0) == (way != "procedural")
+        assert same(batch(canvases, only(way, params)), batch(load_materials(made), only(way, params)))
+        with pytest.raises(ValueError, match="no canvases of this kind"):
+            batch(canvases, params)
 
 
 # streams
@@ -490,7 +556,7 @@ from pansharp_study.simulate import open_stream
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, params = int(sys.argv[1]), torch.load(sys.argv[2])
-    stream = open_stream(params, 4, seed=(1, "flow"), materials=sys.argv[3], workers=1, ahead=3, rank=rank, world=2)
+    stream = open_stream(params, 4, seed=(1, "flow"), materials=sys.argv[3], workers=0, ahead=3, rank=rank, world=2)
     for step in range(7):
         print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in stream(step)["gt"]))
     taken = {(stream.refill.done.sources[t.source].name, t.item.key) for t in (stream.refill.done.task(*s) for s in stream.refill.slots.tolist())}
@@ -526,6 +592,11 @@ def test_two_processes_share_neither_pairs_nor_pictures(flowing, materials, tmp_
     "wrong, message",
     [
         ({"size": 50}, "no multiple of the ratio"),
+        ({"size": 2}, "size = 2 is no multiple of the ratio 4 or too small"),
+        ({"size": 0}, "16 or more"),
+        ({"ways": {"mixed": 1, "magic": 2}}, "ways names mixed, magic: want a share, also 0, for each of mixed, spectral, procedural"),
+        ({"downsampling": {"decimate": 1}}, "downsampling names decimate"),
+        ({"pan_weights": [-1, 1]}, "pan_weights"),
         ({"size": 200 * 4}, "No canvas is as large"),
         ({"gamma": [2, 1]}, "low <= high"),
         ({"shuffle": 1.5}, "between 0 and 1"),
@@ -537,6 +608,38 @@ def test_wrong_values_say_so(canvases, params, wrong, message):
     """One ValueError that names the value received."""
     with pytest.raises(ValueError, match=message):
         batch(canvases, params | wrong)
+
+
+@pytest.mark.parametrize("wrong, message", [({"bands": 0}, "bands = 0"), ({"n": 0}, "n = 0"), ({"ratio": 0}, "ratio = 0"), ({"n": -2}, "n = -2")])
+def test_nothing_to_simulate_says_so(canvases, params, wrong, message):
+    """No bands, no samples, no ratio."""
+    with pytest.raises(ValueError, match=message):
+        batch(canvases, params, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"canvases": 0}, "canvases = 0: want at least one scene, or set ways.procedural to 0"),
+        ({"canvas_size": 40}, "canvas_size = 40 is smaller than a crop of size = 48"),
+        ({"sources": []}, "name a corpus, or set ways.mixed and ways.spectral to 0"),
+        ({"zoom": [0.01]}, "no picture of remote_sensing is then as large"),
+        ({"zoom": []}, "want factors above 0"),
+        ({"zoom": [2.0]}, "want factors above 0, at most 1"),
+        ({"corpus": ["/nowhere"], "corpus_canvases": 0}, "corpus_canvases = 0"),
+        ({"ways": {"mixed": 1}}, "ways names mixed"),
+    ],
+)
+def test_wrong_materials_say_so(params, wrong, message):
+    """What canvases can't be made of, and the way out."""
+    with pytest.raises(ValueError, match=message):
+        make_materials(params | wrong, 1)
+
+
+def test_refill_without_a_corpus_says_so(flowing, materials):
+    """Nothing to replace pictures from."""
+    with pytest.raises(ValueError, match="refill = 2 with corpus = ..: name a corpus"):
+        flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"corpus": []}}, materials)
 
 
 def test_wrong_sources_say_so(params):
