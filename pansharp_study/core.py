@@ -58,7 +58,7 @@ SCHEMA = {
         "pannet": {"width": int, "depth": int, "guided": bool},
         "msdcnn": {"width": int, "guided": bool},
         "restormer": {"width": int, "depth": int, "heads": int, "stride": int, "guided": bool},
-        "bandset": {"width": int, "depth": int, "stride": int, "guided": bool},
+        "bandset": {"width": int, "depth": int, "stride": int, "guided": bool, "substitution": bool},
     },
     "pretrain": {
         "steps": int, "batch": int, "lr": _number, "weight_decay": _number, "clip": _number, "ema": _number,
