@@ -138,11 +138,13 @@ class PanMamba(nn.Module):
         depth: int = 2,  # scans
         state: int = 8,  # N
         chunk: int = 8,  # K
-        ratio: int = 4,  # PAN pixels per token side
+        ratio: int = 4,  # the older name of stride, as in stored headers
+        stride: int | None = None,  # PAN pixels per token side, whatever the ratio of the data; 1: every pixel is a token
         told: int = 1,  # channels of `pan`: PAN and, if guided, more (see models)
     ):
         super().__init__()
-        self.ratio, cell = ratio, ratio * ratio
+        self.stride = stride or ratio
+        cell = self.stride**2
         self.embed_ms = nn.Conv2d(bands * cell, width, 3, padding=1, padding_mode="replicate")
         self.embed_pan = nn.Conv2d(told * cell, width, 3, padding=1, padding_mode="replicate")
         self.blocks = nn.ModuleList(CrossScan(width, state, chunk) for _ in range(depth))
@@ -159,8 +161,11 @@ class PanMamba(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
-        ms = self.embed_ms(F.pixel_unshuffle(pan[:, :1] - lms, self.ratio))
-        told = self.embed_pan(F.pixel_unshuffle(pan, self.ratio))
+        h, w = pan.shape[2:]
+        fill = (0, -w % self.stride, 0, -h % self.stride)
+        lms, pan = F.pad(lms, fill, mode="replicate"), F.pad(pan, fill, mode="replicate")
+        ms = self.embed_ms(F.pixel_unshuffle(pan[:, :1] - lms, self.stride))
+        told = self.embed_pan(F.pixel_unshuffle(pan, self.stride))
         for block, recalibrate in zip(self.blocks, self.recalibrate):
             ms = recalibrate(block(ms, told))
-        return F.pixel_shuffle(self.head(ms), self.ratio)
+        return F.pixel_shuffle(self.head(ms), self.stride)[..., :h, :w]
