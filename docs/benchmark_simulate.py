@@ -1,69 +1,225 @@
-"""How fast pairs are simulated, and where the time goes: `python docs/benchmark_simulate.py [--device cuda]` prints a table and writes docs/benchmark_simulate.csv."""
+"""How fast pairs are simulated, and where the time goes: python docs/benchmark_simulate.py [--device cuda] -> tables on the screen and docs/benchmark_simulate.csv.
+
+Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not measured now:
+growth    pairs per second of each part and of the whole, over bands, size and batch
+stages    the shares of one simulation call, measured inside it
+workers   pictures decoded and procedural scenes painted per second, with 1, 2, 4, ... processes up to the cores
+training  what simulating a batch takes of a training step of the largest network (--network: another one)
+
+Needs torch, numpy, scipy, pandas, Pillow, PyYAML and safetensors only. Three minutes on two cores, five on a GPU with --tables growth stages workers training.
+"""
+
+from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import os
 import platform
+import sys
+import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from pansharp_study import simulate
-from pansharp_study.core import load_params, seeded
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pansharp_study import simulate, train  # noqa: E402
+from pansharp_study.core import load_params, seeded  # noqa: E402
+from pansharp_study.data import list_pictures  # noqa: E402
+from pansharp_study.models import count_flops, create_model, list_models  # noqa: E402
+from pansharp_study.protocol import upsample  # noqa: E402
+from pansharp_study.sources import Refill  # noqa: E402
+
+TABLES = ("growth", "stages", "workers", "training")
+FIELDS = ("table", "machine", "bands", "size", "batch", "workers", "part", "pairs_per_s", "share")
 
 
-def seconds(run, device, repeats=5):
-    """Best of several runs, in seconds."""
+def clock(device: str) -> float:
+    """Now, when everything given to the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(run, device: str, repeats: int = 5) -> float:
+    """Best of several runs after a first one."""
     best = float("inf")
     for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock(device)
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock(device) - start)
     return best
 
 
-def stages(canvases, bands, n, params, device):
-    """Seconds of each part of a batch: crops and bands of the three ways, exposure, optics, electronics."""
-    g = seeded("benchmark", device=device)
-    library, pictures, (labels, groups), ratio = canvases["library"], canvases["pictures"], canvases["labels"], 4
-    out = {
-        "mixed": seconds(lambda: simulate.light_from_pictures(pictures, library, bands, n, params, g, spectral=False), device),
-        "spectral": seconds(lambda: simulate.light_from_pictures(pictures, library, bands, n, params, g, spectral=True), device),
-        "procedural": seconds(lambda: simulate.light_from_labels(labels, groups, library, bands, n, params, g), device),
+def parts(canvases, bands, n, p, device):
+    """The parts of a simulation as calls, each on a whole batch, and the whole."""
+    library, pictures, (labels, groups), g = canvases["library"], canvases["pictures"], canvases["labels"], seeded("benchmark", device=device)
+    x, pan = simulate.light_from_labels(labels, groups, library, bands, n, p, g)
+    return {
+        "mixed": lambda: simulate.light_from_pictures(pictures, library, bands, n, p, g, spectral=False),
+        "spectral": lambda: simulate.light_from_pictures(pictures, library, bands, n, p, g, spectral=True),
+        "procedural": lambda: simulate.light_from_labels(labels, groups, library, bands, n, p, g),
+        "exposure": lambda: simulate.expose(x, pan, p, g),
+        "instrument": lambda: simulate.instrument(bands, n, p["size"], p, 4, g),
+        "all, with the shares of params.yaml": lambda: simulate.simulate_pairs(canvases, bands, n, p, g),
     }
-    x, pan = simulate.light_from_labels(labels, groups, library, bands, n, params, g)
-    out["exposure"] = seconds(lambda: simulate.expose(x, pan, params, g), device)
-    out["instrument"] = seconds(lambda: simulate.instrument(bands, n, params["size"], params, ratio, g), device)
-    out["all, with the shares of params.yaml"] = seconds(lambda: simulate.simulate_pairs(canvases, bands, n, params, g), device)
-    return out
+
+
+def growth(canvases, params, device, full):
+    """Rates of the parts over bands, size and batch."""
+    for bands, size, n in [(8, 128, full), (4, 128, full), (12, 128, full), (8, 64, full), (8, 256, max(full // 4, 1)), (8, 128, max(full // 8, 1))]:
+        for part, call in parts(canvases, bands, n, params | {"size": size}, device).items():
+            yield {"bands": bands, "size": size, "batch": n, "part": part, "pairs_per_s": round(n / seconds(call, device))}
+
+
+@contextlib.contextmanager
+def timed(device: str):
+    """While this is open, the parts of simulate_pairs are timed: seconds by name."""
+    names = {"light_from_pictures": "pictures to bands", "light_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
+             "instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
+    spent, kept = defaultdict(float), {name: getattr(simulate, name) for name in names}
+
+    def wrapped(name):
+        def call(*args, **options):
+            start = clock(device)
+            out = kept[name](*args, **options)
+            label = names[name] if "spectral" not in options else ("mixed colours", "material spectra")[options["spectral"]] + " from pictures"
+            spent[label] += clock(device) - start
+            return out
+        return call
+
+    for name in names:
+        setattr(simulate, name, wrapped(name))
+    try:
+        yield spent
+    finally:
+        for name, function in kept.items():
+            setattr(simulate, name, function)
+
+
+def stages(canvases, params, device, full, repeats=5):
+    """Shares of one call with everything on; the device is waited for after each part, which makes the call a little longer."""
+    g, n = seeded("stages", device=device), full
+    simulate.simulate_pairs(canvases, 8, n, params, g)
+    with timed(device) as spent:
+        start = clock(device)
+        for _ in range(repeats):
+            simulate.simulate_pairs(canvases, 8, n, params, g)
+        whole = clock(device) - start
+    spent["the rest"] = whole - sum(spent.values())
+    for part, s in spent.items():
+        yield {"bands": 8, "size": params["size"], "batch": n, "part": part, "pairs_per_s": round(n * repeats / s), "share": round(s / whole, 3)}
+
+
+def workers(params, cores, scenes_each):
+    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to canvases, and scenes painted, per second, over the number of processes."""
+    counts = [2**k for k in range(20) if 2**k < cores] + [cores]
+    size = params["canvas_size"]
+    with tempfile.TemporaryDirectory() as folder:
+        found = list_pictures("pretrain")["path"].tolist()
+        for k in range(96):
+            with Image.open(found[k % len(found)]) as picture:
+                picture.convert("RGB").resize((500, 375), box=(0, 0, picture.width * (1 - k / 200), picture.height * (1 - k / 200))).save(Path(folder) / f"{k}.JPEG", quality=92)
+        for count in counts:
+            pool = torch.empty(64, 3, size, size, dtype=torch.uint8)
+            with Refill(folder, pool, seed=1, workers=count) as refill:
+                refill.step(16 * count)  # until all have begun
+                start, n = time.perf_counter(), 150 * count
+                refill.step(n)
+                yield {"size": size, "workers": count, "part": "pictures decoded", "pairs_per_s": round(n / (time.perf_counter() - start), 1)}
+    for count in counts:
+        n = scenes_each * count
+        start = time.perf_counter()
+        simulate.scenes_for(params | {"canvases": n}, 1, workers=count)
+        yield {"size": size, "workers": count, "part": "scenes painted", "pairs_per_s": round(n / (time.perf_counter() - start), 2)}
+
+
+class Plain:
+    """What train.make_step wants of an accelerator."""
+
+    @staticmethod
+    def backward(loss):
+        loss.backward()
+
+    clip_grad_norm_ = staticmethod(torch.nn.utils.clip_grad_norm_)
+
+
+def training_step(name, params, device, bands):
+    """A step of training as train.train makes it: bfloat16, compiled and captured on a GPU where params.yaml says so."""
+    p = params["pretrain"]
+    model = create_model(name, bands=bands, seed=1, **params["models"][name]).to(device)
+    if p["compile"]:
+        model.network.compile(dynamic=False)
+    cuda = device == "cuda"
+
+    def forward(*args):
+        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+            return model(*args)
+
+    optimiser = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda)
+    parameters = list(model.parameters())
+    step = train.make_step(Plain, forward, optimiser, parameters, [v.detach().clone() for v in parameters], p)
+    return train.captured(step) if cuda and p["graph"] else step
+
+
+def training(canvases, params, device, name, repeats):
+    """Time of a training step without simulation, of simulating its batch in a stream, and their ratio."""
+    bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
+    if name is None:
+        flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in list_models() if n in params["models"]}
+        name = max(flops, key=flops.get)
+    stream = simulate.Stream(canvases, bands, p, batch, ("benchmark",))
+    simulating = seconds(lambda: stream._make(0), device, repeats) / stream.ahead
+    b, step = stream(0), training_step(name, params, device, bands)
+
+    def whole():
+        step(b | {"lms": upsample(b["ms"], 4)})
+
+    for _ in range(6 if device == "cuda" else 0):  # compiling and capturing
+        whole()
+    alone = seconds(whole, device, 2 * repeats)
+    row = {"bands": bands, "size": p["size"], "batch": batch}
+    yield row | {"part": f"training step of {name}, scale {params['scale']}", "pairs_per_s": round(batch / alone, 1), "share": 1.0}
+    yield row | {"part": "simulating its batch", "pairs_per_s": round(batch / simulating, 1), "share": round(simulating / alone, 4)}
 
 
 def main():
-    """Print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="pairs at once; default 1024 on a GPU, 32 on a CPU")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument("--network", help="of the table training; default: the one with the most FLOP")
+    parser.add_argument("--scale", help="of the network; default: h100 on a GPU, laptop on a CPU")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    device, machine = args.device, torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 2 threads"
-    params = {**load_params(scale="h100")["synthesize_pairs"], "canvases": 16, "canvas_size": 512}
-    canvases, rows = simulate.load_materials(simulate.make_materials(params, 1), device), []
-    full = args.batch or (1024 if device == "cuda" else 32)
-    for bands, size, n in [(8, 128, full), (4, 128, full), (12, 128, full), (8, 64, full), (8, 256, max(full // 4, 1)), (8, 128, max(full // 8, 1))]:
-        here = {**params, "size": size}
-        for part, s in stages(canvases, bands, n, here, device).items():
-            rows.append({"machine": machine, "bands": bands, "size": size, "batch": n, "part": part, "pairs_per_s": round(n / s)})
-            print(*rows[-1].values(), sep="\t", flush=True)
+    device, cuda = args.device, args.device == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, 2 threads"
+    whole = load_params(scale=args.scale or ("h100" if cuda else "laptop"))
+    params = load_params(scale="h100")["synthesize_pairs"] | {"canvases": 16, "corpus": []}
+    full, rows = args.batch or (1024 if cuda else 32), []
+    made = {"workers": lambda: workers(params, args.cores, 16 if cuda else 4)}
+    if set(args.tables) - {"workers"}:
+        canvases = simulate.load_materials(simulate.make_materials(params, 1, workers=args.cores), device)
+        made |= {"growth": lambda: growth(canvases, params, device, full), "stages": lambda: stages(canvases, params, device, full),
+                 "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device, args.network, 5 if cuda else 1)}
+    for table in args.tables:
+        for row in made[table]():
+            rows.append({"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row})
+            print(*(rows[-1].get(k, "") for k in FIELDS), sep="\t", flush=True)
     path = Path(__file__).with_name("benchmark_simulate.csv")
-    old = [r for r in csv.DictReader(path.open())] if path.is_file() else []
+    done = {(row["table"], row["machine"]) for row in rows}
+    old = [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done] if path.is_file() else []
     with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0])
+        writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()
-        writer.writerows([r for r in old if r["machine"] != machine] + rows)
+        writer.writerows(sorted(old + rows, key=lambda row: (TABLES.index(row["table"]), row["machine"])))
 
 
 if __name__ == "__main__":

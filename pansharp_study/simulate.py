@@ -280,7 +280,8 @@ def scenes_for(
         raise ValueError(f"synthesize_pairs.canvases = {params['canvases']}: want at least one scene, or set ways.procedural to 0")
     if params["canvas_size"] < params["size"]:
         raise ValueError(f"synthesize_pairs.canvas_size = {params['canvas_size']} is smaller than a crop of size = {params['size']}")
-    jobs = [(min(16, params["canvases"] - k), params["canvas_size"], seed, k) for k in range(0, params["canvases"], 16)]
+    each = 1 if workers else 16  # scenes at once
+    jobs = [(min(each, params["canvases"] - k), params["canvas_size"], seed, k) for k in range(0, params["canvases"], each)]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
             made = list(pool.map(_paint, jobs))
