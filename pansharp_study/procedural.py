@@ -630,7 +630,7 @@ def quarter(
         table["shade"] *= tone
     return ground, standing
 
-
+# %% ../nbs/07_procedural.ipynb #6e53c06e
 def ribbon(
     size: int,  # pixels
     half: float,  # pixels
@@ -674,7 +674,7 @@ def crossing(
         out += [dressed(bed, "soil", rng, rows=rng.uniform(0.1, 0.4), period=max(2.5, 4.5 / gsd))]
     return out
 
-
+# %% ../nbs/07_procedural.ipynb #4521d756
 def flood(
     owner: np.ndarray,  # (S,S), changed in place
     ground: np.ndarray,  # things
@@ -773,7 +773,7 @@ def parcels(
     names, cell = np.unique(cell, return_inverse=True)
     return cell.reshape(size, size).astype(np.int32), border, edge, angle[names], max(made, 1)
 
-
+# %% ../nbs/07_procedural.ipynb #ecc94b1e
 def crops(
     angle: np.ndarray,  # (n,) radians
     gsd: float,  # metres per pixel
@@ -805,7 +805,7 @@ def strips(
     owner = np.where(mine, len(ground) + kind[edge], cell).astype(np.int32)
     return owner, np.concatenate([ground, lines]), mine & (kind[edge] == 2)
 
-
+# %% ../nbs/07_procedural.ipynb #da3b7bdc
 def growth(
     cell: np.ndarray,  # (S,S) parcel
     angle: np.ndarray,  # (n,) radians
