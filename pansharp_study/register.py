@@ -9,7 +9,7 @@ __all__ = ['COMPARED', 'shift_taps', 'shift_image', 'explained', 'Registration',
 # %% ../nbs/17_register.ipynb #0517062c
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from .core import check_pair
 from .protocol import degrade, filter_axis, mtf_blur, pad_axis, upsample
-from .radiometry import check_images, check_mask, fill_invalid, mask_to_ms, shrink_mask
+from .radiometry import check_images, check_mask, fill_invalid, mask_to_ms, shrink_mask, valid_mask
 from .sensors import Sensor, get_sensor
 
 # %% ../nbs/17_register.ipynb #2551d38e
@@ -78,11 +78,12 @@ class _Trials:
     start: int  # fine index of the first pixel compared
     size: tuple[int, int]  # coarse pixels compared, before the mask
     kept: torch.Tensor | None  # (rows*columns,) bool
+    clear: tuple | None = None  # (1,1,h,w), (1,1,H,W) bool: far enough from saturated pixels of the bands, of PAN; None: none is
 
-    def whole(self, row: int, column: int) -> torch.Tensor:  # (N,)
-        "PAN at a displacement of whole pixels."
+    def whole(self, row: int, column: int, image: torch.Tensor | None = None) -> torch.Tensor:  # (N,)
+        "PAN (or another image on its grid) at a displacement of whole pixels."
         rows, columns = (slice(self.start + s, self.start + s + n * self.ratio, self.ratio) for s, n in zip((row, column), self.size))
-        samples = self.blurred[0, 0, rows, columns].flatten()
+        samples = (self.blurred if image is None else image)[0, 0, rows, columns].flatten()
         return samples if self.kept is None else samples[self.kept]
 
     def between(self, shift) -> torch.Tensor:  # (N,)
@@ -99,8 +100,27 @@ class _Trials:
         samples = samples - samples.mean(0)
         return ((self.basis.T @ samples) ** 2).sum(0) / (samples**2).sum(0).clamp_min(1e-300)
 
+    def unsaturated(self, shift) -> "_Trials":
+        "The same without the pixels that saturation reaches at a displacement; itself if too few would be left."
+        if self.clear is None:
+            return self
+        margin = self.start // self.ratio
+        bands = self.clear[0][0, 0, margin : margin + self.size[0], margin : margin + self.size[1]].flatten()
+        bands, grey = bands if self.kept is None else bands[self.kept], self.whole(*(round(float(s)) for s in shift), self.clear[1])
+        clear = next((c for c in (bands & grey, grey) if c.sum() >= max(64, len(c) / 2)), None)
+        if clear is None or clear.all():
+            return self
+        kept = clear if self.kept is None else self.kept.masked_scatter(self.kept, clear)
+        return replace(self, basis=_basis(self.basis[clear]), kept=kept, clear=None)
+
+
+def _basis(bands: torch.Tensor) -> torch.Tensor:  # (N,C) -> (N,K)
+    "Orthonormal columns that span the centred bands."
+    basis, size, _ = torch.linalg.svd(bands - bands.mean(0), full_matrices=False)
+    return basis[:, size > 1e-9 * size[0].clamp_min(1e-300)]
+
 # %% ../nbs/17_register.ipynb #37aaeaae
-def _trials(ms, blurred, ratio: int, phase: int, reach: int, valid) -> _Trials:
+def _trials(ms, blurred, ratio: int, phase: int, reach: int, valid, clear=None) -> _Trials:
     "Prepare one image (1,...); `valid` (1,1,h,w) or None says which coarse pixels may be compared."
     margin = math.ceil(reach / ratio) + 3
     cut = (0, slice(None), slice(margin, -margin), slice(margin, -margin))
@@ -108,9 +128,13 @@ def _trials(ms, blurred, ratio: int, phase: int, reach: int, valid) -> _Trials:
     bands = bands if kept is None else bands[kept]
     if len(bands) < 64:
         raise ValueError(f"only {len(bands)} valid pixels of the MS grid can be compared {reach} PAN pixels far: needs 64")
-    basis, size, _ = torch.linalg.svd(bands - bands.mean(0), full_matrices=False)
-    basis = basis[:, size > 1e-9 * size[0].clamp_min(1e-300)]
-    return _Trials(basis, blurred, ratio, margin * ratio + phase, tuple(n - 2 * margin for n in ms.shape[2:]), kept)
+    return _Trials(_basis(bands), blurred, ratio, margin * ratio + phase, tuple(n - 2 * margin for n in ms.shape[2:]), kept, clear)
+
+
+def _clear(ms, pan, sensor: Sensor) -> tuple | None:  # (B,1,h,w), (B,1,H,W) bool
+    "Pixels whose edges no saturated pixel has a share in, of the bands and of PAN; None if nothing is saturated."
+    dark = valid_mask(ms, nodata=None, peak=sensor.peak), valid_mask(pan, nodata=None, peak=sensor.peak)
+    return None if all(x.all() for x in dark) else (shrink_mask(dark[0], 2), shrink_mask(dark[1], 2 * sensor.ratio))
 
 
 def _each(ms, pan, sensor: Sensor, reach: int, phase: int | None, mask, *, compare: str = "edges"):
@@ -124,11 +148,12 @@ def _each(ms, pan, sensor: Sensor, reach: int, phase: int | None, mask, *, compa
     if min(ms.shape[2:]) < smallest:
         raise ValueError(f"ms of {tuple(ms.shape[2:])} pixels is too small to look {reach} PAN pixels far: needs {smallest} on each side")
     with torch.no_grad():
-        ms, blurred = ms.double(), mtf_blur(pan.double(), [float(np.mean(sensor.mtf_ms))], ratio)
+        clear, ms, blurred = _clear(ms, pan, sensor), ms.double(), mtf_blur(pan.double(), [float(np.mean(sensor.mtf_ms))], ratio)
         far = None if mask is None else mask_to_ms(shrink_mask(mask, reach + 4 * ratio), ratio)
         ms, blurred = _compared(ms, 1, compare), _compared(blurred, ratio, compare)
         for i in range(len(ms)):
-            yield _trials(ms[i : i + 1], blurred[i : i + 1], ratio, phase, reach, None if far is None else far[i : i + 1])
+            one = slice(i, i + 1)
+            yield _trials(ms[one], blurred[one], ratio, phase, reach, None if far is None else far[one], clear and (clear[0][one], clear[1][one]))
 
 # %% ../nbs/17_register.ipynb #dc3bbd0e
 def explained(
@@ -168,14 +193,20 @@ def _lattice(trials: _Trials, reach: int) -> torch.Tensor:  # (2 reach + 1, 2 re
     return torch.stack([trials.r2(torch.stack([trials.whole(row, column) for column in steps], 1)) for row in steps])
 
 
+def _refine(trials: _Trials, start: np.ndarray, reach: int):
+    "The nearest peak of R2, by Nelder-Mead."
+    return minimize(lambda s: 1 - trials.r2(trials.between(s.clip(-reach, reach))[:, None]).item(), start, method="Nelder-Mead",
+                    options={"initial_simplex": start + np.array([[0, 0], [0.4, 0], [0, 0.4]]), "xatol": 1e-3, "fatol": 1e-9, "maxfev": 120})
+
+
 def _search(trials: _Trials, reach: int, least: float):
     "Displacement of one image, R2 as given and there, and whether it is a peak."
     grid = _lattice(trials, reach)
     start = np.array([b - reach for b in divmod(int(grid.argmax()), grid.shape[1])], dtype=float)
-    simplex = start + np.array([[0, 0], [0.4, 0], [0, 0.4]])
-    fit = minimize(lambda s: 1 - trials.r2(trials.between(s.clip(-reach, reach))[:, None]).item(), start, method="Nelder-Mead",
-                   options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-9, "maxfev": 120})
-    before = grid[reach, reach].item()
+    fit, before = _refine(trials, start, reach), grid[reach, reach].item()
+    fewer = trials.unsaturated(fit.x.clip(-reach, reach))
+    if fewer is not trials:
+        fit, before = _refine(fewer, fit.x, reach), fewer.r2(fewer.whole(0, 0)[:, None]).item()
     found = bool(np.abs(fit.x).max() < reach) and 1 - fit.fun >= least
     return (fit.x if found else np.zeros(2)), before, (1 - fit.fun if found else before), found
 
