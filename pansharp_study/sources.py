@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'LARGEST_BYTES', 'FORMATS', 'LARGEST_PIXELS', 'Item', 'is_picture', 'read_item', 'Block', 'index_folder',
-           'tar_header', 'tar_extension', 'scan_tar', 'index_archive', 'permutation', 'Report', 'to_rgb', 'identify',
-           'decode', 'Epoch', 'reason_of', 'Source', 'expand_braces', 'find_paths', 'read_list', 'list_block',
-           'open_source', 'Cut', 'mirrored', 'cut_canvas', 'as_sources', 'Task', 'Deal', 'attempt', 'work', 'Worker',
-           'stop_all', 'Crew', 'Refill', 'canvases', 'check_source']
+           'tar_header', 'tar_extension', 'scan_tar', 'index_archive', 'permutation', 'reason_of', 'Report', 'to_rgb',
+           'identify', 'decode', 'Epoch', 'fingerprint', 'Source', 'expand_braces', 'find_paths', 'read_list',
+           'list_block', 'open_source', 'Cut', 'mirrored', 'cut_canvas', 'as_sources', 'Task', 'Deal', 'attempt',
+           'work', 'Worker', 'stop_all', 'Orders', 'Crew', 'Supply', 'Refill', 'canvases', 'check_source']
 
 # %% ../nbs/09_sources.ipynb #b0b3c966
 import csv
@@ -205,6 +205,14 @@ def permutation(
     return np.argsort(np.random.PCG64(list(words)).random_raw(n), kind="stable").astype(np.int64)
 
 # %% ../nbs/09_sources.ipynb #1b965f15
+def reason_of(
+    error: Exception,
+) -> str:  # one line
+    "Why a picture was skipped."
+    text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
 @dataclass
 class Report:
     "What was read, what was not, and why."
@@ -319,14 +327,16 @@ class Epoch:
         return self.source.block(self.groups[group][number]).item(inside - (int(self.ends[group][number - 1]) if number else 0))
 
 # %% ../nbs/09_sources.ipynb #a78f2031
-def reason_of(
-    error: Exception,
-) -> str:  # one line
-    "Why a picture was skipped."
-    text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-    return " ".join(text.split())[:200] or type(error).__name__
+def fingerprint(
+    blocks: list,  # of `Block`, or paths of archives
+    *settings,  # what else the order depends on
+) -> str:
+    "Changes when names are added or removed."
+    archives = [b if isinstance(b, str) else b.path if b.offsets is not None else None for b in blocks]
+    text = "\n".join("\n".join(b.names) if a is None else f"{os.path.basename(a)} {os.path.getsize(a)}" for a, b in zip(archives, blocks))
+    return sha256(os.fsencode("\n".join([*map(str, settings), text]))).hexdigest()[:16]
 
-
+# %% ../nbs/09_sources.ipynb #a543eb9d
 class Source:
     "Pictures in blocks, and the order in which an epoch takes them."
 
@@ -360,10 +370,7 @@ class Source:
 
     def fingerprint(self) -> str:
         "Changes when names are added or removed: a stored position then means something else."
-        if self.stamp is None:
-            archives = [b if isinstance(b, str) else b.path if b.offsets is not None else None for b in self.blocks]
-            text = "\n".join("\n".join(b.names) if a is None else f"{os.path.basename(a)} {os.path.getsize(a)}" for a, b in zip(archives, self.blocks))
-            self.stamp = sha256(os.fsencode(f"{self.mix}\n{self.suffixes}\n{text}")).hexdigest()[:16]
+        self.stamp = self.stamp or fingerprint(self.blocks, self.mix, self.suffixes)
         return self.stamp
 
     def item(self, position: int, *, seed: int, epoch: int = 0) -> Item:
@@ -433,7 +440,7 @@ def find_paths(
                                 "a .txt or .csv list, or picture files")
     return [path for found in wanted.values() for path in found]
 
-
+# %% ../nbs/09_sources.ipynb #9f759db0
 def read_list(
     path: str,  # .txt: a path per line; .csv: a column `filepath`, as SkyScript's captions have
 ) -> list[str]:  # relative paths are relative to the list
@@ -454,7 +461,7 @@ def list_block(
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     return Block(common, [os.path.relpath(path, common).replace(os.sep, "/") for path in paths])
 
-
+# %% ../nbs/09_sources.ipynb #6d304426
 def open_source(
     spec,  # a folder; a .tar or .zip; a pattern of them; a .txt or .csv list; picture files (an iterable of paths)
     *,
@@ -679,43 +686,19 @@ def stop_all(
         workers.pop().stop()
 
 # %% ../nbs/09_sources.ipynb #9574a5ef
-class Crew:
-    "Makes canvases of tasks with worker processes; yields (task, canvas or None, reason) in the order of the tasks."
+class Orders:
+    "Tasks given out in any order; results handed on in the order of the tasks."
 
-    def __init__(self, tasks: Iterable, *, workers: int, cut: Cut = Cut(), timeout_s: float = 30.0, depth: int = 8):  # noqa: B008
-        if workers < 0 or timeout_s <= 0 or depth < 1:
-            raise ValueError(f"workers={workers}, timeout_s={timeout_s}, depth={depth}: want workers >= 0 (0: in this process), the others above 0")
-        self.tasks, self.cut, self.timeout_s, self.depth = iter(tasks), cut, timeout_s, depth
-        self.open, self.done, self.again, self.blame = {}, {}, deque(), Counter()
-        self.issued = self.following = self.restarts = self.failures = 0
-        self.ahead = max(1, 2 * workers * depth)
-        self.workers = [Worker(cut, depth) for _ in range(workers)]
-        self.end = weakref.finalize(self, stop_all, self.workers)
+    def __init__(
+        self,
+        tasks: Iterable,
+        ahead: int,  # how many may be open at once
+    ):
+        self.tasks, self.ahead = iter(tasks), ahead
+        self.open, self.done, self.again, self.blame = {}, {}, deque(), Counter()  # by number; `again`: to be given out once more
+        self.issued = self.following = 0  # numbers of the next new task and of the next result
 
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> tuple:
-        while not self.ready():
-            if not self.open:
-                raise StopIteration
-            wait([worker.pipe for worker in self.workers], timeout=min(1.0, self.timeout_s / 4))
-        number, self.following = self.following, self.following + 1
-        return self.open.pop(number), *self.done.pop(number)
-
-    def ready(self) -> bool:
-        "Take what the workers have done and give them more: is the next result there?"
-        for worker in list(self.workers):
-            self._collect(worker)
-        while self._give():
-            pass
-        return self.following in self.done
-
-    def close(self):
-        "End all workers."
-        stop_all(self.workers)
-
-    def _draw(self) -> int | None:
+    def draw(self) -> int | None:  # None: nothing to do now
         "Number of the next task to give out."
         if self.again:
             return self.again.popleft()
@@ -726,25 +709,83 @@ class Crew:
         self.issued += 1
         return self.issued - 1
 
+    def ready(self) -> bool:
+        "Is the next result there?"
+        return self.following in self.done
+
+    def take(self) -> tuple:  # task, canvas or None, reason
+        "The next result."
+        number, self.following = self.following, self.following + 1
+        return self.open.pop(number), *self.done.pop(number)
+
+    def lost(
+        self,
+        numbers: Iterable,  # that a worker had in its queue, the first one in its hands
+        reason: str,
+        *,
+        guilty: bool,  # whether the first one may be why the worker was lost
+    ):
+        "Give them out once more; one that cost two workers is skipped."
+        for place, number in reversed(list(enumerate(numbers))):
+            self.blame[number] += guilty and place == 0
+            if self.blame[number] > 1:
+                self.done[number] = (None, reason)
+            else:
+                self.again.appendleft(number)
+
+# %% ../nbs/09_sources.ipynb #b64abc72
+class Crew:
+    "Makes canvases of tasks with worker processes; yields (task, canvas or None, reason) in the order of the tasks."
+
+    def __init__(self, tasks: Iterable, *, workers: int, cut: Cut = Cut(), timeout_s: float = 30.0, depth: int = 8):  # noqa: B008
+        if workers < 0 or timeout_s <= 0 or depth < 1:
+            raise ValueError(f"workers={workers}, timeout_s={timeout_s}, depth={depth}: want workers >= 0 (0: in this process), the others above 0")
+        self.orders, self.cut, self.timeout_s, self.depth = Orders(tasks, max(1, 2 * workers * depth)), cut, timeout_s, depth
+        self.restarts = self.failures = 0
+        self.workers = [Worker(cut, depth) for _ in range(workers)]
+        self.end = weakref.finalize(self, stop_all, self.workers)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> tuple:
+        while not self.ready():
+            if not self.orders.open:
+                raise StopIteration
+            wait([worker.pipe for worker in self.workers], timeout=min(1.0, self.timeout_s / 4))
+        return self.orders.take()
+
+    def ready(self) -> bool:
+        "Take what the workers have done and give them more: is the next result there?"
+        for worker in list(self.workers):
+            self._collect(worker)
+        while self._give():
+            pass
+        return self.orders.ready()
+
+    def close(self):
+        "End all workers."
+        stop_all(self.workers)
+
     def _give(self) -> bool:
         "Give one task to the worker with the shortest queue; without workers do it here."
         worker = min(self.workers, key=lambda worker: len(worker.queue), default=None)
-        if not worker.free if worker else self.following in self.done:
+        if not worker.free if worker else self.orders.ready():
             return False
-        number = self._draw()
+        number = self.orders.draw()
         if number is None:
             return False
         if worker:
-            worker.give(number, self.open[number])
+            worker.give(number, self.orders.open[number])
         else:
-            self.done[number] = attempt(self.open[number], self.cut)
+            self.orders.done[number] = attempt(self.orders.open[number], self.cut)
         return True
 
     def _collect(self, worker: Worker):
         "Results of one worker; another one if it died or takes too long."
         try:
             for number, canvas, reason in worker.results():
-                self.done[number], self.failures = (canvas, reason), 0
+                self.orders.done[number], self.failures = (canvas, reason), 0
         except (EOFError, OSError):
             return self._replace(worker, "ends the process that decodes it")
         limit = self.timeout_s if worker.answered else 120.0  # to begin may take long on a slow disk
@@ -759,115 +800,73 @@ class Crew:
             self.close()
             raise RuntimeError(f"worker processes end before they begin (exit code {worker.process.exitcode}): a script that uses them needs "
                                "`if __name__ == '__main__':` around its main part; or set workers=0")
-        for number in reversed(worker.queue):
-            self.blame[number] += worker.answered and number == worker.queue[0]
-            if self.blame[number] > 1:
-                self.done[number] = (None, reason)
-            else:
-                self.again.appendleft(number)
+        self.orders.lost(worker.queue, reason, guilty=worker.answered)
         self.workers[self.workers.index(worker)] = Worker(self.cut, self.depth)
 
 # %% ../nbs/09_sources.ipynb #37b65505
-class Refill:
-    "Replaces canvases of a pool, in a fixed order, while worker processes decode the next."
+class Supply:
+    "Canvases of several sources in a fixed order, decoded ahead by worker processes; knows where it stands."
 
     def __init__(
         self,
         sources,  # see `as_sources`
-        pool: torch.Tensor,  # uint8 (n,3,S,S) on any device: written in place; may be a part of a larger one
+        cut: Cut,
         *,
         seed: int,
         shares=None,  # weight of each source
         workers: int = 2,  # processes; 0: decode in this one, without a time limit
         rank: int = 0,  # number of this training process
         world: int = 1,  # training processes
-        zoom: tuple = (0.25, 1.0),  # range of the resampling factor
-        smallest: int = 64,  # shorter side of a picture that is still used
         timeout_s: float = 30.0,  # for one picture
         depth: int = 8,  # canvases that each worker prepares ahead
         log=None,  # file for the names of skipped pictures
     ):
-        if pool.dtype != torch.uint8 or pool.ndim != 4 or pool.shape[1] != 3 or pool.shape[2] != pool.shape[3] or not pool.numel():
-            raise ValueError(f"pool is {pool.dtype} {tuple(pool.shape)}: want uint8 (n,3,S,S)")
-        if not 0 < zoom[0] <= zoom[1] <= 1:
-            raise ValueError(f"zoom={zoom}: want 0 < low <= high <= 1 (above 1 would enlarge)")
         opened, shares = as_sources(sources, shares)
         self.deal = Deal(opened, shares, seed=seed, rank=rank, world=world)  # stands behind the last task given out
         self.done = Deal(opened, shares, seed=seed, rank=rank, world=world)  # stands behind the last canvas taken
-        self.options = {"workers": workers, "cut": Cut(pool.shape[-1], tuple(zoom), smallest), "timeout_s": timeout_s, "depth": depth}
-        self.pool, self.report, self.crew, self.replaced = pool, Report(log=log), None, 0
-        self.slots = torch.full((len(pool), 3), -1)  # source, epoch, position of the canvas in each slot
+        self.options = {"workers": workers, "cut": cut, "timeout_s": timeout_s, "depth": depth}
+        self.report, self.crew = Report(log=log), None
         self.alive = [-1] * len(opened)  # the last epoch in which each source gave a canvas
 
-    def step(self, count: int, *, wait: bool = True) -> int:  # canvases replaced
-        "Replace the `count` oldest canvases."
-        if self.crew is None:
-            self.crew = Crew(self.deal, **self.options)
-        begin, before = time.monotonic(), self.replaced
-        while self.replaced - before < count and (wait or self.crew.ready()):
-            task, canvas, reason = next(self.crew)
-            self._account(task, reason)
-            if canvas is not None:
-                slot = self.replaced % len(self.pool)
-                self._put(slot, canvas)
-                self.slots[slot] = torch.tensor([task.source, task.epoch, task.position])
-                self.replaced += 1
-        self.report.waited_s += time.monotonic() - begin
-        self.report.restarts = self.crew.restarts
-        return self.replaced - before
+    def ready(self) -> bool:
+        "Is the next one there?"
+        self.crew = self.crew or Crew(self.deal, **self.options)
+        return self.crew.ready()
 
-    def _put(self, slot: int, canvas: np.ndarray):
-        "Write one canvas into the pool."
-        if self.pool.device.type == "cpu":  # torch would copy with all threads: slower, and slower still on a busy machine
-            np.copyto(self.pool[slot].numpy(), canvas)
-        else:
-            self.pool[slot].copy_(torch.from_numpy(canvas))
-
-    def _account(self, task: Task, reason: str):
-        "Count a result; a source that gives nothing for a whole epoch is an error."
+    def take(self) -> tuple[Task, np.ndarray | None]:
+        "The next task and its canvas, if it became one; a source that gives nothing for a whole epoch is an error."
+        self.crew = self.crew or Crew(self.deal, **self.options)
+        task, canvas, reason = next(self.crew)
         source = self.deal.sources[task.source]
         self.done.move(task)
         self.report.count(f"{source.name}: {task.item.key}", reason)
         self.report.damage(source.problems)
+        self.report.restarts = self.crew.restarts
         if not reason:
             self.alive[task.source] = task.epoch
         elif task.epoch > self.alive[task.source] + 1:
             raise ValueError(f"no picture of {source.name} can be used: {self.report}")
+        return task, canvas
 
     def state_dict(self) -> dict:
-        "All that is needed to go on."
+        "Where it stands, and in what order that was counted."
         done = self.done
         return {"seed": done.seed, "rank": done.rank, "world": done.world, "shares": list(done.shares), "cut": tuple(self.options["cut"]),
                 "sources": [source.fingerprint() for source in done.sources], "given": list(done.given), "epoch": list(done.epoch),
-                "position": list(done.position), "alive": list(self.alive), "replaced": self.replaced, "slots": self.slots.clone()}
+                "position": list(done.position), "alive": list(self.alive)}
 
     def load_state_dict(self, state: dict):
-        "Go on where another one stopped: the pool's canvases are decoded again."
-        own = self.state_dict()
+        "Go on from there; ValueError where the order is another one."
+        own = Supply.state_dict(self)
         for key in ("seed", "rank", "world", "shares", "cut", "sources"):
             if own[key] != state[key]:
                 raise ValueError(f"the state was stored with {key}={state[key]}, here it is {own[key]}: begin afresh, or restore what was changed")
-        if own["slots"].shape != state["slots"].shape:
-            raise ValueError(f"the state is that of a pool of {len(state['slots'])} canvases, this one has {len(self.pool)}")
         self.done.given, self.done.epoch, self.done.position = (list(state[key]) for key in ("given", "epoch", "position"))
-        self.slots, self.replaced, self.alive = state["slots"].clone(), state["replaced"], list(state["alive"])
+        self.alive = list(state["alive"])
         self.close()
-        self._restore()
-
-    def _restore(self):
-        "Decode the canvases that the slots name."
-        order = sorted((numbers, slot) for slot, numbers in enumerate(self.slots.tolist()) if numbers[0] >= 0)
-        crew = Crew((self.deal.task(*numbers) for numbers, _ in order), **self.options)
-        try:
-            for (_, slot), (task, canvas, reason) in zip(order, crew):
-                if canvas is None:
-                    raise ValueError(f"the pool can't be restored: {task.item.key} in {task.item.path} could be read before, and now: {reason}")
-                self._put(slot, canvas)
-        finally:
-            crew.close()
 
     def close(self):
-        "End the workers; the next `step` starts new ones and goes on."
+        "End the workers; new ones are started when a canvas is taken, and go on."
         if self.crew is not None:
             self.crew.close()
         self.crew = None
@@ -879,6 +878,68 @@ class Refill:
 
     def __exit__(self, *exc):
         self.close()
+
+# %% ../nbs/09_sources.ipynb #5a92b75c
+class Refill(Supply):
+    "Replaces canvases of a pool, in a fixed order, while worker processes decode the next."
+
+    def __init__(
+        self,
+        sources,  # see `as_sources`
+        pool: torch.Tensor,  # uint8 (n,3,S,S) on any device: written in place; may be a part of a larger one
+        *,
+        seed: int,
+        zoom: tuple = (0.25, 1.0),  # range of the resampling factor
+        smallest: int = 64,  # shorter side of a picture that is still used
+        **options,  # of `Supply`: shares, workers, rank, world, timeout_s, depth, log
+    ):
+        if pool.dtype != torch.uint8 or pool.ndim != 4 or pool.shape[1] != 3 or pool.shape[2] != pool.shape[3] or not pool.numel():
+            raise ValueError(f"pool is {pool.dtype} {tuple(pool.shape)}: want uint8 (n,3,S,S)")
+        if not 0 < zoom[0] <= zoom[1] <= 1:
+            raise ValueError(f"zoom={zoom}: want 0 < low <= high <= 1 (above 1 would enlarge)")
+        super().__init__(sources, Cut(pool.shape[-1], tuple(zoom), smallest), seed=seed, **options)
+        self.pool, self.replaced = pool, 0
+        self.slots = torch.full((len(pool), 3), -1)  # source, epoch, position of the canvas in each slot
+
+    def step(self, count: int, *, wait: bool = True) -> int:  # canvases replaced
+        "Replace the `count` oldest canvases."
+        begin, before = time.monotonic(), self.replaced
+        while self.replaced - before < count and (wait or self.ready()):
+            task, canvas = self.take()
+            if canvas is not None:
+                slot = self.replaced % len(self.pool)
+                self._put(slot, canvas)
+                self.slots[slot] = torch.tensor([task.source, task.epoch, task.position])
+                self.replaced += 1
+        self.report.waited_s += time.monotonic() - begin
+        return self.replaced - before
+
+    def _put(self, slot: int, canvas: np.ndarray):
+        "Write one canvas into the pool."
+        if self.pool.device.type == "cpu":  # torch would copy with all threads: slower, and slower still on a busy machine
+            np.copyto(self.pool[slot].numpy(), canvas)
+        else:
+            self.pool[slot].copy_(torch.from_numpy(canvas))
+
+    def state_dict(self) -> dict:
+        "All that is needed to go on."
+        return super().state_dict() | {"replaced": self.replaced, "slots": self.slots.clone()}
+
+    def load_state_dict(self, state: dict):
+        "Go on where another one stopped: the pool's canvases are decoded again."
+        if self.slots.shape != state["slots"].shape:
+            raise ValueError(f"the state is that of a pool of {len(state['slots'])} canvases, this one has {len(self.pool)}")
+        super().load_state_dict(state)
+        self.slots, self.replaced = state["slots"].clone(), state["replaced"]
+        order = sorted((numbers, slot) for slot, numbers in enumerate(self.slots.tolist()) if numbers[0] >= 0)
+        crew = Crew((self.deal.task(*numbers) for numbers, _ in order), **self.options)
+        try:
+            for (_, slot), (task, canvas, reason) in zip(order, crew):
+                if canvas is None:
+                    raise ValueError(f"the pool can't be restored: {task.item.key} in {task.item.path} could be read before, and now: {reason}")
+                self._put(slot, canvas)
+        finally:
+            crew.close()
 
 # %% ../nbs/09_sources.ipynb #00523bcf
 def canvases(
