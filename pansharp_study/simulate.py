@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WAYS', 'OPERATIONS', 'OFF', 'NEEDS', 'Canvases', 'in_a_row', 'zoomed', 'light_from_pictures', 'light_from_labels',
            'expose', 'instrument', 'check_ranges', 'check_batch', 'pictures_for', 'corpus_sources', 'scenes_for',
-           'make_materials', 'load_materials', 'canvases_path', 'simulate_pairs', 'without', 'operations', 'Stream',
-           'with_room', 'open_stream', 'simulate_scene', 'observe', 'make_pool', 'make_scenes', 'main', 'write_pool']
+           'make_materials', 'load_materials', 'cores', 'canvases_path', 'simulate_pairs', 'without', 'operations',
+           'Stream', 'with_room', 'open_stream', 'simulate_scene', 'observe', 'make_pool', 'make_scenes', 'main',
+           'write_pool']
 
 # %% ../nbs/10_simulate.ipynb #8a861197
 import argparse
@@ -331,6 +332,11 @@ def load_materials(
             "from_corpus": int(found.get("from_corpus", 0))}
 
 
+def cores() -> int:
+    "Processor cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def canvases_path() -> Path:
     "Where the stage synthesize_pairs puts them."
     return root() / "data" / "simulated" / "canvases.safetensors"
@@ -434,7 +440,7 @@ class Stream:
     def __init__(
         self,
         canvases: dict,  # of load_materials
-        bands: int,
+        bands: int | tuple,  # C; several take turns: one for each step
         params: dict,  # params.yaml, synthesize_pairs
         batch: int,  # pairs per step
         seed: tuple,  # keys of the random stream
@@ -448,8 +454,9 @@ class Stream:
         if refill is not None and ahead * params["refill"] > len(refill.pool):
             raise ValueError(f"synthesize_pairs.refill = {params['refill']} pictures a step would replace the {len(refill.pool)} of corpus_canvases more than "
                              f"once in {ahead} steps: at most {len(refill.pool) // ahead}, or more corpus_canvases")
-        self.canvases, self.bands, self.params, self.batch, self.seed, self.ahead = canvases, bands, params, batch, tuple(seed), ahead
-        self.rank, self.world, self.refill, self.chunk, self.made = rank, world, refill, None, None
+        self.bands = tuple(bands) if isinstance(bands, tuple | list) else (bands,)
+        self.canvases, self.params, self.batch, self.seed, self.ahead = canvases, params, batch, tuple(seed), ahead
+        self.rank, self.world, self.refill, self.chunk, self.made = rank, world, refill, None, {}
 
     def __call__(
         self,
@@ -458,8 +465,7 @@ class Stream:
         "The batch of a step."
         if step // self.ahead != self.chunk:
             self._make(step // self.ahead)
-        at = slice(step % self.ahead * self.batch, (step % self.ahead + 1) * self.batch)
-        return {k: v[at] for k, v in self.made.items()}
+        return self.made[step]
 
     def _make(self, chunk: int):
         "Bring the pool to where this chunk of steps wants it, and simulate."
@@ -470,9 +476,14 @@ class Stream:
             self.refill.step(due)
         device = self.canvases["library"][0].device
         g = seeded(*self.seed, "stream", self.rank, chunk, device=device)
-        made = simulate_pairs(self.canvases, self.bands, self.batch * self.ahead, self.params, g)
-        order = torch.randperm(self.batch * self.ahead, generator=g, device=device)
-        self.chunk, self.made = chunk, {k: made[k][order] for k in ("ms", "pan", "gt")}
+        steps, self.made = range(chunk * self.ahead, (chunk + 1) * self.ahead), {}
+        for turn, bands in enumerate(self.bands):
+            mine = [step for step in steps if step % len(self.bands) == turn]
+            n = self.batch * len(mine)
+            pairs = simulate_pairs(self.canvases, bands, n, self.params, g) if n else {}
+            order = torch.randperm(n, generator=g, device=device)
+            self.made |= {step: {k: pairs[k][at] for k in ("ms", "pan", "gt")} for step, at in zip(mine, order.split(self.batch))}
+        self.chunk = chunk
 
     def state_dict(self) -> dict:  # plain values and small tensors
         "What a checkpoint needs to go on with the next step."
@@ -483,7 +494,7 @@ class Stream:
         if (state["rank"], state["world"], state["refill"] is None) != (self.rank, self.world, self.refill is None):
             raise ValueError(f"the state is that of process {state['rank']} of {state['world']} {'without' if state['refill'] is None else 'with'} a corpus, "
                              f"this is process {self.rank} of {self.world} {'without' if self.refill is None else 'with'} one")
-        self.chunk = self.made = None
+        self.chunk, self.made = None, {}
         if self.refill is not None:
             self.refill.load_state_dict(state["refill"])
 
@@ -511,7 +522,7 @@ def with_room(
 # %% ../nbs/10_simulate.ipynb #a52f04ac
 def open_stream(
     params: dict,  # all of params.yaml
-    bands: int,  # C
+    bands: int | tuple,  # C; several take turns: one for each step
     *,
     seed: tuple,  # keys of the random stream, without the rank
     device: str | torch.device = "cpu",
@@ -528,7 +539,7 @@ def open_stream(
         raise ValueError(f"synthesize_pairs.refill = {p['refill']} with corpus = {p['corpus']}: name a corpus that pictures are replaced from, or set refill to 0")
     if p["refill"] and p["ways"]["mixed"] + p["ways"]["spectral"]:
         canvases["pictures"], room = with_room(canvases["pictures"], p["corpus_canvases"], p["canvas_size"], drop=canvases["from_corpus"])
-        workers = min(16, max(1, (os.cpu_count() or 1) // world - 1)) if workers is None else workers
+        workers = min(16, max(1, cores() // world - 1)) if workers is None else workers
         refill = Refill(corpus_sources(p["corpus"]), room, seed=seeded(*seed, "corpus").initial_seed(), rank=rank, world=world, workers=workers,
                         zoom=(min(p["zoom"]), max(p["zoom"])), depth=max(8, -(-ahead * p["refill"] // max(workers, 1))))
     return Stream(canvases, bands, p, params["pretrain"]["batch"], seed, ahead, rank, world, refill)
@@ -586,6 +597,8 @@ def make_pool(
 ) -> dict:  # ms, pan, gt: int16 on the CPU, samples in random order
     "All pretraining pairs with a number of bands; each batch has its own random stream."
     p, parts, device = params["synthesize_pairs"], [], canvases["library"][0].device
+    if p["samples"] < 1 or p["batch"] < 1:
+        raise ValueError(f"synthesize_pairs.samples = {p['samples']}, batch = {p['batch']}: want at least 1 of each")
     for start in tqdm(range(0, p["samples"], p["batch"]), unit="batch", mininterval=2):
         g = seeded(params["seed"], "pairs", bands, start, device=device)
         part = simulate_pairs(canvases, bands, min(p["batch"], p["samples"] - start), p, g)
@@ -639,7 +652,8 @@ def write_pool(
 
     from pansharp_study.train import pairs_path, save_pairs
 
-    found, path = make_materials(params["synthesize_pairs"], params["seed"], workers=os.cpu_count() if device == "cuda" else 0), canvases_path()
+    many = str(device).startswith("cuda") or params["synthesize_pairs"]["corpus"]  # a few small scenes are painted sooner than processes start
+    found, path = make_materials(params["synthesize_pairs"], params["seed"], workers=cores() if many else 0), canvases_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in found.items()}, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)

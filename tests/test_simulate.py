@@ -38,6 +38,7 @@ from pansharp_study.simulate import (
     light_from_pictures,
     load_materials,
     make_materials,
+    make_pool,
     open_stream,
     operations,
     simulate_pairs,
@@ -422,12 +423,21 @@ def test_streams_of_ranks_do_not_overlap(canvases, params):
     assert len(torch.unique(pairs, dim=0)) == len(pairs)
 
 
+def test_numbers_of_bands_take_turns(canvases, params):
+    """Whatever is made at once, each step has its number of bands and its batch."""
+    one, other = (Stream(canvases, (4, 8, 5), params, 2, (1, "turns"), ahead=4) for _ in range(2))
+    batches = [one(step) for step in range(9)]
+    assert [b["gt"].shape[1] for b in batches] == 3 * [4, 8, 5] and all(b["ms"].shape == (2, b["gt"].shape[1], 12, 12) and b["pan"].shape == (2, 1, 48, 48) for b in batches)
+    assert all(torch.equal(other(step)["gt"], batches[step]["gt"]) for step in (7, 2, 5))
+    assert len(torch.unique(torch.cat([b["pan"] for b in batches]).flatten(1), dim=0)) == 18
+
+
 def test_ways_are_mixed_within_a_batch(canvases, params):
     """Samples of the three ways follow one another in a simulation, not in the batches of a stream."""
     made = stream(canvases, params | OFF, ahead=4)
     made(0)
     whole = simulate_pairs(canvases, 4, 16, params | OFF, seeded(1, "run", "stream", 0, 0))
-    order = [int(np.flatnonzero([torch.equal(x, y) for y in whole["gt"]])[0]) for x in made.made["gt"]]
+    order = [int(np.flatnonzero([torch.equal(x, y) for y in whole["gt"]])[0]) for step in range(4) for x in made(step)["gt"]]
     assert sorted(order) == list(range(16)) and order != list(range(16))
 
 
@@ -634,6 +644,13 @@ def test_wrong_materials_say_so(params, wrong, message):
     """What canvases can't be made of, and the way out."""
     with pytest.raises(ValueError, match=message):
         make_materials(params | wrong, 1)
+
+
+def test_an_empty_pool_says_so(canvases, params):
+    """No pairs to write."""
+    for wrong in ({"samples": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} = 0"):
+            make_pool(4, {"seed": 1, "synthesize_pairs": params | wrong}, canvases)
 
 
 def test_refill_without_a_corpus_says_so(flowing, materials):
