@@ -66,7 +66,7 @@ def response(
     model: Pansharpener,
 ) -> list:  # mean and spread of each band's detail, DN
     "What a network adds to the fixed pair, in a few numbers."
-    ms, pan = fixed_pair(model.bands)
+    ms, pan = fixed_pair(model.bands or 4)
     with torch.no_grad():
         detail = (model.eval()(ms, pan) - upsample(ms, 4))[0, :, 16:-16, 16:-16].double()
     return [round(float(v), 5) for v in (*detail.mean((1, 2)), *detail.std((1, 2)))]
@@ -74,19 +74,20 @@ def response(
 # %% ../nbs/19_weights.ipynb #3a083374
 def load_pretrained(
     name: str,  # a network of list_models()
-    bands: int,
+    bands: int | None,  # None: a network for any number; such a network is found by every number
     *,
     folder: str | Path | None = None,  # default: weights/ of the project
     device: str | torch.device = "cpu",
 ) -> Pansharpener:
     "A released network, its file checked first."
     folder = Path(folder or root() / "weights")
-    known = {(w["network"], w["bands"]): w for w in manifest(folder)["weights"]}
-    if (name, bands) not in known:
-        raise ValueError(f"No released weights of {name!r} with {bands} bands; there are: {', '.join(f'{n} with {b}' for n, b in known)}")
-    path = folder / known[name, bands]["file"]
+    known = {(w["network"], w["bands"] or None): w for w in manifest(folder)["weights"]}
+    entry = known.get((name, bands), known.get((name, None)))
+    if entry is None:
+        raise ValueError(f"No released weights of {name!r} with {bands or 'any number of'} bands; there are: {', '.join(n + f' with {b}' * bool(b) for n, b in known)}")
+    path = folder / entry["file"]
     if not path.is_file():
         raise FileNotFoundError(f"No {path}: {REPAIR}")
-    if (found := sha256_of(path)) != known[name, bands]["sha256"]:
-        raise ValueError(f"{path} is not the released file (sha256 {found[:12]}..., manifest {known[name, bands]['sha256'][:12]}...): {REPAIR}")
+    if (found := sha256_of(path)) != entry["sha256"]:
+        raise ValueError(f"{path} is not the released file (sha256 {found[:12]}..., manifest {entry['sha256'][:12]}...): {REPAIR}")
     return load_weights(path, device=device)
