@@ -532,6 +532,42 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(flowing, materials, stop, 
     assert all(torch.equal(steps(resumed, [step]), want[step]) for step in range(stop, 14))
 
 
+def test_a_killed_training_ends_with_the_same_weights(flowing, materials, tmp_path):
+    """Training from folder and shards, killed between checkpoints and gone on with: weights bit for bit those of a run that was let be."""
+    from pansharp_study.models import create_model
+    from pansharp_study.train import train
+
+    settings = flowing["pretrain"] | {"steps": 9, "checkpoint_every": 4, "log_every": 3, "validation": 2}
+
+    def trained(stream, checkpoint=None):
+        model = create_model("fusionnet", bands=4, seed=1, width=4, depth=1)
+        curves = train(model, [], settings, seed=(1,), stream=stream, checkpoint=checkpoint)
+        return curves, model.state_dict()
+
+    class Killed(RuntimeError):
+        pass
+
+    class Watched(Stream):
+        asked, end = (), 99
+
+        def __call__(self, step):
+            self.asked += (step,)
+            if step == self.end:
+                raise Killed
+            return super().__call__(step)
+
+    curves, want = trained(flow(flowing, materials))
+    killed, resumed = flow(flowing, materials, workers=1), flow(flowing, materials)
+    killed.__class__ = resumed.__class__ = Watched
+    killed.end = 6
+    with pytest.raises(Killed):
+        trained(killed, tmp_path / "run.pt")
+    killed.close()
+    again, got = trained(resumed, tmp_path / "run.pt")
+    assert resumed.asked == (4, 5, 6, 7, 8), "went on from the checkpoint"
+    assert again == curves and all(torch.equal(want[k], got[k]) for k in want)
+
+
 def test_streams_that_cannot_be_say_so(flowing, materials, canvases, params):
     """Backwards, another rank, too fast a refill."""
     one = flow(flowing, materials)
