@@ -27,6 +27,7 @@ from PIL import Image
 from scipy import ndimage
 
 from .core import root
+from .radiometry import fill_invalid, mask_to_ms, mask_to_pan
 from .sensors import WAVELENGTHS_NM, Sensor, get_sensor
 
 # %% ../nbs/02_data.ipynb #1ac641fe
@@ -125,10 +126,11 @@ def make_scene(
     name: str,
     simulated: bool,
     gt=None,  # (C,H,W) reference, DN
+    valid=None,  # (H,W) bool, PAN pixels where both images are measured; None: all are
     crs=None,  # anything rioxarray understands, such as "EPSG:32631"
     transform=None,  # six numbers a, b, c, d, e, f of the PAN's affine transform
     **attrs,  # more facts to keep: strings and numbers
-) -> xr.Dataset:  # ms (band,y_ms,x_ms), pan (y,x), gt (band,y,x)
+) -> xr.Dataset:  # ms (band,y_ms,x_ms), pan (y,x), gt (band,y,x), valid (y,x)
     """Put a pair into one labelled dataset."""
     sensor = get_sensor(sensor)
     ms, pan = _plane(ms, "ms", 3), _plane(pan, "pan", 2)
@@ -149,6 +151,10 @@ def make_scene(
         if gt.shape != (ms.shape[0], *pan.shape):
             raise ValueError(f"gt must have the bands of ms and the size of pan {(ms.shape[0], *pan.shape)}, got {gt.shape}")
         scene["gt"] = (("band", "y", "x"), gt)
+    if valid is not None:
+        if np.shape(valid) != pan.shape or np.asarray(valid).dtype != bool:
+            raise ValueError(f"valid must be bool of the size of pan {pan.shape}, got {np.asarray(valid).dtype} {np.shape(valid)}")
+        scene["valid"] = (("y", "x"), np.asarray(valid))
     if transform is not None:
         scene.attrs["transform"] = [float(v) for v in tuple(transform)[:6]]
     if crs is not None:
@@ -211,7 +217,7 @@ def read_scene(
     if missing or "sensor" not in scene.attrs:
         raise ValueError(f"{path} is no scene, it lacks {sorted(missing) or 'the attribute sensor'}: write scenes with write_scene")
     scene.attrs = {key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in scene.attrs.items()}
-    return scene.assign({name: values.astype(np.float32) for name, values in scene.data_vars.items()})
+    return scene.assign({name: values.astype(bool if name == "valid" else np.float32) for name, values in scene.data_vars.items()})
 
 # %% ../nbs/02_data.ipynb #b80cc567
 def shift_pan(
@@ -224,8 +230,8 @@ def shift_pan(
     return ndimage.shift(pan.astype(np.float64), shift_px, order=3, mode="nearest").astype(np.float32)
 
 # %% ../nbs/02_data.ipynb #e81fdf89
-def _read_raster(path: str | Path, what: str):
-    """Values (C,H,W), CRS, transform and dtype of one raster, refusing nodata and empty bands."""
+def _read_raster(path: str | Path, what: str, nodata: float | None = None):
+    """Values (C,H,W) with invalid ones filled, which are valid (H,W), CRS, transform, dtype and nodata value of one raster, refusing empty bands."""
     import rasterio
 
     if not Path(path).is_file():
@@ -234,18 +240,34 @@ def _read_raster(path: str | Path, what: str):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as raster:
-                values, nodata = raster.read(), raster.nodata
+                values, nodata = raster.read(), nodata if raster.nodata is None else raster.nodata
                 crs, transform, dtype = raster.crs, raster.transform, raster.dtypes[0]
     except rasterio.errors.RasterioIOError as error:
         raise ValueError(f"{what} file {path} cannot be read as a raster ({error})") from error
-    if not np.isfinite(values).all():
-        raise ValueError(f"{what} file {path} has {int((~np.isfinite(values)).sum())} NaN or infinite values: crop to the valid area or fill them")
-    if nodata is not None and (values == nodata).any():
-        raise ValueError(f"{what} file {path} has {(values == nodata).any(0).mean():.1%} nodata ({nodata:g}): crop to the valid area")
+    valid = (np.isfinite(values) & (True if nodata is None else values != nodata)).all(0)
+    if not valid.any():
+        raise ValueError(f"{what} file {path} has no valid pixel: all are NaN, infinite or nodata ({nodata}) in some band; export it again, or mend its nodata value")
     for band, plane in enumerate(values, 1):
-        if not plane.any():
+        if not plane[valid].any():
             raise ValueError(f"{what} file {path}: band {band} of {len(values)} is zero everywhere: export it again")
-    return values, crs, None if transform.is_identity else transform, dtype
+    return _filled(values, valid), valid, crs, None if transform.is_identity else transform, dtype, nodata
+
+
+def _filled(values: np.ndarray, valid: np.ndarray) -> np.ndarray:  # (C,H,W)
+    """Invalid pixels replaced by their surroundings, in whole numbers if the others are."""
+    if valid.all():
+        return values
+    smooth = fill_invalid(torch.from_numpy(values.astype(np.float64))[None], torch.from_numpy(valid)[None, None])[0].numpy()
+    return np.where(valid, values, np.rint(smooth) if values.dtype.kind in "iu" else smooth).astype(values.dtype)
+
+
+def _common(valid_ms: np.ndarray, valid_pan: np.ndarray, ratio: int, shift_px) -> np.ndarray | None:  # (H,W) bool
+    """PAN pixels valid in both files after PAN has been moved; None if all are."""
+    if any(shift_px) and not valid_pan.all():
+        sure = ndimage.minimum_filter(valid_pan, 5, mode="nearest").astype(float)  # the spline looks two pixels far
+        valid_pan = ndimage.shift(sure, shift_px, order=1, mode="nearest") > 0.999
+    both = valid_pan & mask_to_pan(torch.from_numpy(valid_ms)[None, None], ratio)[0, 0].numpy()
+    return None if both.all() else both
 
 
 def read_pair(
@@ -254,22 +276,28 @@ def read_pair(
     *,
     sensor: str | Sensor,
     shift_px: tuple[float, float] = (0.0, 0.0),  # (down, right) PAN pixels by which to move the PAN's content
+    nodata: float | None = None,  # value that means "not measured" where a file does not say: often 0
 ) -> xr.Dataset:
-    """A scene from two GeoTIFFs; unreferenced images are fine."""
+    """A scene from two GeoTIFFs; unreferenced images are fine, and so is nodata."""
     sensor = get_sensor(sensor)
-    ms, *_ = _read_raster(ms_path, "MS")
-    pan, crs, transform, dtype = _read_raster(pan_path, "PAN")
+    ms, valid_ms, *_ = _read_raster(ms_path, "MS", nodata)
+    pan, valid_pan, crs, transform, dtype, nodata = _read_raster(pan_path, "PAN", nodata)
     if len(pan) != 1:
         raise ValueError(f"PAN file {pan_path} has {len(pan)} bands, expected 1: are the two files exchanged?")
     _check_sizes(ms.shape, pan.shape[1:], sensor, ms_name=f"MS file {ms_path}", pan_name=f"PAN file {pan_path}")
+    valid = _common(valid_ms, valid_pan, sensor.ratio, shift_px)
+    if valid is not None and not mask_to_ms(torch.from_numpy(valid)[None, None], sensor.ratio).any():
+        raise ValueError(f"MS file {ms_path} and PAN file {pan_path} have no valid MS pixel in common: their valid areas lie apart; export both of one area")
     above = max(float(ms.max()), float(pan.max()))
     facts = {"source": f"{Path(ms_path).name} + {Path(pan_path).name}", "dtype": dtype, "shift_px": [float(v) for v in shift_px]}
+    if valid is not None:
+        facts["nodata"] = 0.0 if nodata is None or not np.isfinite(nodata) else float(nodata)
     if sensor.peak < above <= 2 * sensor.peak:
         warnings.warn(f"values reach {above:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are", stacklevel=2)
     if above > 2 * sensor.peak:
         raise ValueError(f"values reach {above:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): rescale the files, or pass "
                          f"dataclasses.replace(sensor, bits={int(np.ceil(np.log2(above + 1)))})")
-    return make_scene(ms, shift_pan(pan[0], shift_px), sensor=sensor, name=Path(ms_path).stem, simulated=False, crs=crs,
+    return make_scene(ms, shift_pan(pan[0], shift_px), sensor=sensor, name=Path(ms_path).stem, simulated=False, valid=valid, crs=crs,
                       transform=_moved(transform, shift_px), **facts)
 
 
@@ -295,8 +323,11 @@ def write_geotiff(
         raise ValueError(f"fused has shape {values.shape}, the scene {(scene.sizes['band'], scene.sizes['y'], scene.sizes['x'])}")
     if dtype.kind in "iu":
         values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    nodata = scene.attrs.get("nodata")
+    if "valid" in scene:
+        values = np.where(scene["valid"].to_numpy(), values, nodata or 0)
     profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": dtype.name,
-               "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+               "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "nodata": nodata}
     if "transform" in scene.attrs:
         profile["transform"] = Affine(*scene.attrs["transform"])
     if "spatial_ref" in scene.coords:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 
+from .radiometry import check_mask, fill_invalid, mask_to_ms, shrink_mask
 from .sensors import Sensor, get_sensor
 
 # %% ../nbs/03_protocol.ipynb #e600c5f5
@@ -297,7 +298,8 @@ def wald_pair(
     kind: str = "gaussian",  # MTF filter: "gaussian" or "toolbox"
     phase: int | None = None,  # default ratio // 2
     border: str = "reflect",
-) -> dict[str, torch.Tensor | int]:  # ms (B,C,h/ratio,w/ratio), pan (B,1,h,w), gt (B,C,h,w), and the phase of ms
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool on the grid of pan, true where both are valid
+) -> dict[str, torch.Tensor | int]:  # ms (B,C,h/ratio,w/ratio), pan (B,1,h,w), gt (B,C,h,w), the phase of ms, and mask (B,1,h,w) if one was given
     "The reduced-resolution pair of a real one, with its reference."
     sensor = get_sensor(sensor)
     ratio = sensor.ratio
@@ -306,5 +308,9 @@ def wald_pair(
     want = (ms.shape[0], 1, ms.shape[2] * ratio, ms.shape[3] * ratio)
     if tuple(_images(pan, "pan").shape) != want:
         raise ValueError(f"ms {tuple(ms.shape)} at ratio {ratio} needs a pan of {want}, got {tuple(pan.shape)}")
-    phase = int(_phase(phase, ratio))
-    return {"ms": degrade(ms, sensor.mtf_ms, ratio, phase=phase, kind=kind, border=border), "pan": reduce_pan(pan, ratio), "gt": ms, "phase": phase}
+    phase, valid = int(_phase(phase, ratio)), {}
+    if mask is not None:
+        coarse = mask_to_ms(check_mask(mask, pan), ratio)
+        ms, pan = fill_invalid(ms, coarse), fill_invalid(pan, mask)
+        valid["mask"] = shrink_mask(coarse, max(2, mtf_taps(sensor.mtf_ms, ratio).shape[-1] // 2))
+    return valid | {"ms": degrade(ms, sensor.mtf_ms, ratio, phase=phase, kind=kind, border=border), "pan": reduce_pan(pan, ratio), "gt": ms, "phase": phase}

@@ -11,6 +11,9 @@ from PIL import Image
 
 from pansharp_study import data
 from pansharp_study.core import root
+from pansharp_study.evaluate import classical_methods, score_scene
+from pansharp_study.protocol import degrade
+from pansharp_study.radiometry import mask_to_ms
 from pansharp_study.register import explained
 from pansharp_study.sensors import SENSORS, WAVELENGTHS_NM, get_sensor
 
@@ -212,22 +215,86 @@ def test_own_pair(pair, tmp_path):
 def test_bad_pairs(pair, tmp_path):
     ms, pan = pair("ms.tif", 4, 20, 24), pair("pan.tif", 1, 80, 96)
 
-    def gap(values):
-        values[0, 3, 4] = np.nan
-        return values
-
     one_line(lambda: data.read_pair(ms, pair("ratio3.tif", 1, 60, 72), sensor="QB"), "60x72", "20x24", "80x96")
     one_line(lambda: data.read_pair(tmp_path / "nothing.tif", pan, sensor="QB"), "nothing.tif", "missing")
-    one_line(lambda: data.read_pair(ms, pair("gap.tif", 1, 80, 96, change=gap, dtype="float32"), sensor="QB"), "gap.tif", "1 NaN")
     one_line(lambda: data.read_pair(pair("zero.tif", 4, 20, 24, change=lambda v: v * (np.arange(4) != 2)[:, None, None].astype("uint16")), pan,
                                     sensor="QB"), "zero.tif", "band 3")
-    one_line(lambda: data.read_pair(ms, pair("nodata.tif", 1, 80, 96, change=lambda v: np.where(v < 500, 0, v).astype("uint16"), nodata=0),
-                                    sensor="QB"), "nodata")
     one_line(lambda: data.read_pair(ms, pan, sensor="WV2"), "4 bands", 'sensor="WV2:B,G,R,NIR1"')
     one_line(lambda: data.read_pair(pan, ms, sensor="QB"), "exchanged")
     one_line(lambda: data.read_pair(ms, pair("scaled.tif", 1, 80, 96, change=lambda v: v * 30), sensor="QB"), "11 bits")
     (tmp_path / "text.tif").write_text("not a raster")
     one_line(lambda: data.read_pair(tmp_path / "text.tif", pan, sensor="QB"), "text.tif", "cannot be read")
+
+
+WEDGE = np.add.outer(np.arange(512), np.arange(512)) < 180  # PAN pixels that were not measured
+
+
+def smooth_scene():
+    """A QB pair of whole DN with some structure, (4,128,128) and (1,512,512)."""
+    rng = torch.Generator().manual_seed(7)
+    fine = torch.nn.functional.interpolate(torch.rand(1, 4, 128, 128, generator=rng), (512, 512), mode="bicubic")
+    fine = (300 + 900 * fine).clamp(1, 2000)
+    return degrade(fine, get_sensor("QB").mtf_ms).round()[0].numpy(), fine.mean(1).round().numpy()
+
+
+@pytest.mark.parametrize("kind", ["declared", "told", "nan"])
+def test_nodata_counts_nowhere(pair, kind):
+    """A wedge without data, filled with whatever: the scene, its mask, and every score are the same to the last bit; the rest is as in the whole scene."""
+    ms, pan = smooth_scene()
+    coarse = np.asarray(mask_to_ms(torch.from_numpy(~WEDGE)[None, None])[0, 0])
+    dtype, values = ("float32", (np.nan, np.inf)) if kind == "nan" else ("uint16", (0, 0))
+    marked = {"nodata": 0} if kind == "declared" else {}
+    tables = []
+    for i, value in enumerate(values):
+        files = [pair(f"{i}-{name}.tif", len(x), *x.shape[1:], change=lambda _, x=x, m=m, v=value: np.where(m, x, v), dtype=dtype, **marked)
+                 for name, x, m in (("ms", ms, coarse), ("pan", pan, ~WEDGE))]
+        own = data.read_pair(*files, sensor="QB", **({"nodata": 0} if kind == "told" else {}))
+        assert np.array_equal(own.valid, np.kron(coarse, np.ones((4, 4), bool)) & ~WEDGE) and np.isfinite(own.pan).all()
+        assert np.array_equal(own.pan.to_numpy()[~WEDGE], pan[0][~WEDGE]) and np.array_equal(own.ms.to_numpy()[:, coarse], ms[:, coarse])
+        for garbage in (1.0, 2047.0):  # in memory: whatever stands where nothing is valid
+            spoilt = own.assign(pan=own.pan.where(own.valid, garbage))
+            tables.append(score_scene(spoilt, classical_methods(["EXP", "GSA", "BT-H"]))[0].drop(columns="scene"))
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+    whole = score_scene(data.make_scene(ms, pan, sensor="QB", name="whole", simulated=False), classical_methods(["EXP", "GSA"]))[0]
+    for row in (0, 2):
+        assert tables[0].loc[row, "ergas"] == pytest.approx(whole.loc[row, "ergas"], rel=0.1)
+
+
+def test_nodata_is_kept_in_files(pair, tmp_path):
+    import rasterio
+
+    ms, pan = pair("ms.tif", 4, 128, 128), pair("pan.tif", 1, 512, 512, change=lambda v: np.where(WEDGE, 0, v), nodata=0)
+    own = data.read_pair(ms, pan, sensor="QB", shift_px=(0.5, -1.25))
+    valid = own.valid.to_numpy()
+    assert 0 < valid.mean() < (~WEDGE).mean() and not valid[WEDGE & np.roll(WEDGE, (1, -1), (0, 1))].any()
+    again = data.read_scene(data.write_scene(own, tmp_path / "scene.nc"))
+    assert again.valid.dtype == bool and np.array_equal(again.valid, valid)
+    with rasterio.open(data.write_geotiff(np.full((4, 512, 512), 9.0), again, tmp_path / "out.tif")) as raster:
+        assert raster.nodata == 0 and np.array_equal(raster.dataset_mask() > 0, valid)
+
+
+def test_nothing_valid_is_one_line(pair):
+    ms = pair("ms.tif", 4, 20, 24)
+    one_line(lambda: data.read_pair(ms, pair("void.tif", 1, 80, 96, change=lambda v: v * 0, nodata=0), sensor="QB"), "void.tif", "no valid pixel")
+    left, right = (lambda v: np.where(np.arange(24) < 12, v, 0)), (lambda v: np.where(np.arange(96) >= 43, v, 0))
+    read = (pair("left.tif", 4, 20, 24, change=left, nodata=0), pair("right.tif", 1, 80, 96, change=right, nodata=0))
+    assert data.read_pair(*read, sensor="QB").valid.to_numpy().sum() == 80 * 5
+    right = lambda v: np.where(np.arange(96) >= 46, v, 0)  # noqa: E731 (two columns of PAN are no MS pixel)
+    one_line(lambda: data.read_pair(read[0], pair("apart.tif", 1, 80, 96, change=right, nodata=0), sensor="QB"), "left.tif", "apart.tif", "in common")
+    empty = data.make_scene(np.ones((4, 128, 128)), np.ones((512, 512)), sensor="QB", name="x", simulated=False, valid=np.zeros((512, 512), bool))
+    one_line(lambda: score_scene(empty, classical_methods(["EXP"])), "no valid")
+    one_line(lambda: data.make_scene(np.ones((4, 8, 8)), np.ones((32, 32)), sensor="QB", name="x", simulated=False, valid=np.ones((8, 8), bool)), "(32, 32)", "(8, 8)")
+
+
+def test_the_phase_stored_with_a_pair_is_used():
+    fine = torch.from_numpy(smooth_scene()[1][None]).expand(1, 4, -1, -1)
+    rows = {}
+    for stored in (2, 1):
+        made = data.make_scene(degrade(fine, get_sensor("QB").mtf_ms, phase=1)[0], fine[0, 0], sensor="QB", name="x", simulated=True)
+        made.attrs["phase"] = stored
+        rows[stored] = score_scene(made, classical_methods(["EXP", "GSA"]))[0].set_index(["method", "resolution"])
+    assert rows[1].loc[("GSA", "full"), "hqnr"] > rows[2].loc[("GSA", "full"), "hqnr"] + 1e-3
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
