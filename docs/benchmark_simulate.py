@@ -4,9 +4,9 @@ Four tables, to be chosen with --tables; the file keeps those of other machines,
 growth    pairs per second of each part and of the whole, over bands, size and batch
 stages    the shares of one simulation call, measured inside it
 workers   pictures decoded and procedural scenes painted per second, with 1, 2, 4, ... processes up to the cores
-training  what simulating a batch takes of a training step of the largest network (--network: another one)
+training  what simulating a batch takes of a training step of each network (--networks: others)
 
-Needs torch, numpy, scipy, pandas, Pillow, PyYAML and safetensors only. Three minutes on two cores, five on a GPU with --tables growth stages workers training.
+Needs torch, numpy, scipy, pandas, Pillow, PyYAML and safetensors only. Three minutes on two cores, ten on a GPU.
 """
 
 from __future__ import annotations
@@ -167,25 +167,24 @@ def training_step(name, params, device, bands):
     return train.captured(step) if cuda and p["graph"] else step
 
 
-def training(canvases, params, device, name, repeats):
-    """Time of a training step without simulation, of simulating its batch in a stream, and their ratio."""
+def training(canvases, params, device, names, repeats):
+    """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
-    if name is None:
-        flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in list_models() if n in params["models"]}
-        name = max(flops, key=flops.get)
+    flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in names}
     stream = simulate.Stream(canvases, bands, p, batch, ("benchmark",))
     simulating = seconds(lambda: stream._make(0), device, repeats) / stream.ahead
-    b, step = stream(0), training_step(name, params, device, bands)
+    row, b = {"bands": bands, "size": p["size"], "batch": batch}, stream(0)
+    yield row | {"part": "simulating a batch", "pairs_per_s": round(batch / simulating, 1)}
+    for name in sorted(names, key=flops.get, reverse=True):
+        step = training_step(name, params, device, bands)
 
-    def whole():
-        step(b | {"lms": upsample(b["ms"], 4)})
+        def whole(step=step):
+            step(b | {"lms": upsample(b["ms"], 4)})
 
-    for _ in range(6 if device == "cuda" else 0):  # compiling and capturing
-        whole()
-    alone = seconds(whole, device, 2 * repeats)
-    row = {"bands": bands, "size": p["size"], "batch": batch}
-    yield row | {"part": f"training step of {name}, scale {params['scale']}", "pairs_per_s": round(batch / alone, 1), "share": 1.0}
-    yield row | {"part": "simulating its batch", "pairs_per_s": round(batch / simulating, 1), "share": round(simulating / alone, 4)}
+        for _ in range(6 if device == "cuda" else 0):  # compiling and capturing
+            whole()
+        alone = seconds(whole, device, 2 * repeats)
+        yield row | {"part": f"training step of {name}, scale {params['scale']}", "pairs_per_s": round(batch / alone, 1), "share": round(simulating / alone, 4)}
 
 
 def main():
@@ -194,8 +193,8 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="pairs at once; default 1024 on a GPU, 32 on a CPU")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--network", help="of the table training; default: the one with the most FLOP")
-    parser.add_argument("--scale", help="of the network; default: h100 on a GPU, laptop on a CPU")
+    parser.add_argument("--networks", nargs="+", choices=list_models(), help="of the table training; default: those of params.yaml")
+    parser.add_argument("--scale", help="of the networks; default: h100 on a GPU, laptop on a CPU")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers")
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -208,7 +207,8 @@ def main():
     if set(args.tables) - {"workers"}:
         canvases = simulate.load_materials(simulate.make_materials(params, 1, workers=args.cores), device)
         made |= {"growth": lambda: growth(canvases, params, device, full), "stages": lambda: stages(canvases, params, device, full),
-                 "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device, args.network, 5 if cuda else 1)}
+                 "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
+                                              args.networks or whole["networks"], 5 if cuda else 1)}
     for table in args.tables:
         for row in made[table]():
             rows.append({"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row})
