@@ -203,7 +203,8 @@ def check_ranges(
     "Refuse, by name, what cannot be simulated."
     limits = {"mtf_gt": (0, 1), "mtf_pan": (0, 1), "mtf_ms": (0, 1), "mtf_gt_spread": (0, 10), "mtf_ms_spread": (0, 10), "motion_px": (0, 7), "defocus_px": (0, 5),
               "bits": (1, 15), "gamma": (0, 10), "haze": (0, 10), "haze_last": (0, 10), "pan_haze": (0, 10), "pan_weights": (0, 10), "level": (0, 1),
-              "noise_dn": (0, 2047), "shot_dn": (0, 2047), "stripe_dn": (0, 2047)}
+              "noise_dn": (0, 2047), "shot_dn": (0, 2047), "stripe_dn": (0, 2047),
+              "anisotropy": (0.1, 10), "skylight": (0, 1), "pan_leak": (0, 1), "pan_gamma": (0, 10), "jitter": (0, 100), "highpass": (0, 100)}
     for key, (least, most) in limits.items():
         low, high = params[key]
         if not least <= low <= high <= most:

@@ -735,6 +735,7 @@ def test_shares_are_rounded_fairly(canvases, params, monkeypatch, n):
     [
         {"ways": dict.fromkeys(WAYS, 0)}, {"ways": {"mixed": -1, "spectral": 1, "procedural": 1}}, {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0)},
         {"bits": [12, 10]}, {"materials": 0}, {"motion_px": [9, 9]}, {"noise_dn": [-3, -2]}, {"mtf_gt": [2, 3]},
+        {"anisotropy": [-1, 1]}, {"skylight": [0, 3]}, {"pan_leak": [0, 1.5]}, {"jitter": [-1, 1]}, {"mtf_ms_spread": [-1, 1]}, {"pan_haze": [0.6, 0.1]},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
