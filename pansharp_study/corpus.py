@@ -221,7 +221,7 @@ def hash_picture(
 
 def picture_path(row: dict, folder: str | Path) -> Path:
     "Where a picture of the table is put."
-    return Path(folder) / row["licence_class"] / f"{row['name']}.{'png' if row['kind'] == 'remote_sensing' else 'jpg'}"
+    return Path(folder) / row["licence_class"] / row["kind"] / f"{row['name']}.{'png' if row['kind'] == 'remote_sensing' else 'jpg'}"
 
 
 def write_picture(picture: np.ndarray, path: Path):

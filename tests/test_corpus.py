@@ -138,15 +138,15 @@ def test_rebuild_resume_and_classes(packages, mirror):
     first = rebuild(rows, folder, mirror=mirror)
     assert (first.made, first.kept, first.skipped, first.differ) == (2, 0, {}, []) and (folder / "packages/noise_1.0-1_all.deb").is_file()
     assert first.pixels == 20 * 30 + 32 * 24
-    with Image.open(folder / "permissive/wheel.png") as picture:
+    with Image.open(folder / "permissive/remote_sensing/wheel.png") as picture:
         assert hash_picture(np.asarray(picture)) == rows[1]["sha256_picture"]
-    with Image.open(folder / "permissive/deb.jpg") as picture:
+    with Image.open(folder / "permissive/photograph/deb.jpg") as picture:
         assert picture.size == (20, 30)
-    times = {path: path.stat().st_mtime_ns for path in (folder / "permissive").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (folder / "permissive").rglob("*.*")}
     picture_path(rows[0], folder).unlink()
     second = rebuild(rows, folder, licences="all", mirror="http://127.0.0.1:9")  # the packages are there
-    assert (second.made, second.kept) == (2, 1) and (folder / "other/gpl.jpg").is_file()
-    assert times[folder / "permissive/wheel.png"] == (folder / "permissive/wheel.png").stat().st_mtime_ns
+    assert (second.made, second.kept) == (2, 1) and (folder / "other/photograph/gpl.jpg").is_file()
+    assert times[folder / "permissive/remote_sensing/wheel.png"] == (folder / "permissive/remote_sensing/wheel.png").stat().st_mtime_ns
     assert not list(folder.rglob("*.part"))
 
 
