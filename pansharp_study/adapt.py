@@ -204,7 +204,7 @@ def central(
     out = {}
     for name, x in images.items():
         top, left = ((s - size) // 2 if s > size else 0 for s in x.shape[2:])
-        out[name] = x[0, :, top : top + size, left : left + size].round().clamp(-32768, 32767).to(torch.int16).numpy()
+        out[name] = x[0, :, top : top + size, left : left + size].round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
     return out
 
 
