@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -506,6 +507,19 @@ def test_the_corpus_reaches_the_batches(flowing, materials):
         one(one.chunk * 3 + 3)
     assert one.refill.done.epoch != [0, 0] and one.refill.report.skipped > 0
     assert "broken.JPEG" in str(one.refill.report) and "001.tar: cut off" in str(one.refill.report)
+
+
+def test_a_large_archive_is_not_read_as_a_whole(archive, flowing, materials, tmp_path):
+    """Of forty shards a stream opens the sixteen whose turn it is."""
+    whole = Path(archive[1].replace("{000..001}", "000")).read_bytes()
+    for shard in range(40):
+        (tmp_path / f"{shard:03d}.tar").write_bytes(whole)
+    few = flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"corpus": [str(tmp_path / "*.tar")]}}, materials)
+    few(0)
+    state = few.state_dict()
+    few.load_state_dict(state)
+    few(3)
+    assert sum(isinstance(block, str) for block in few.refill.deal.sources[0].blocks) == 40 - 17, "sixteen, and the first one to see that there are pictures"
 
 
 def test_batches_do_not_depend_on_workers(flowing, materials):
