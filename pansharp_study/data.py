@@ -244,9 +244,10 @@ def _read_raster(path: str | Path, what: str, nodata: float | None = None):
                 crs, transform, dtype = raster.crs, raster.transform, raster.dtypes[0]
     except rasterio.errors.RasterioIOError as error:
         raise ValueError(f"{what} file {path} cannot be read as a raster ({error})") from error
-    valid = (np.isfinite(values) & (True if nodata is None else values != nodata)).all(0)
+    missing = np.zeros_like(values, bool) if nodata is None else values == nodata
+    valid = np.isfinite(values).all(0) & ~(missing.all(0) if nodata == 0 else missing.any(0))  # zero in one band alone can be shade
     if not valid.any():
-        raise ValueError(f"{what} file {path} has no valid pixel: all are NaN, infinite or nodata ({nodata}) in some band; export it again, or mend its nodata value")
+        raise ValueError(f"{what} file {path} has no valid pixel: all are NaN, infinite or nodata ({nodata}); export it again, or mend its nodata value")
     for band, plane in enumerate(values, 1):
         if not plane[valid].any():
             raise ValueError(f"{what} file {path}: band {band} of {len(values)} is zero everywhere: export it again")

@@ -276,6 +276,8 @@ def test_nodata_is_kept_in_files(pair, tmp_path):
 
 def test_nothing_valid_is_one_line(pair):
     ms = pair("ms.tif", 4, 20, 24)
+    shade = pair("shade.tif", 4, 20, 24, change=lambda v: np.where((np.arange(4) == 0)[:, None, None] & (np.arange(24) < 5), 0, v), nodata=0)
+    assert "valid" not in data.read_pair(shade, pair("pan.tif", 1, 80, 96), sensor="QB")  # zero in one band only
     one_line(lambda: data.read_pair(ms, pair("void.tif", 1, 80, 96, change=lambda v: v * 0, nodata=0), sensor="QB"), "void.tif", "no valid pixel")
     left, right = (lambda v: np.where(np.arange(24) < 12, v, 0)), (lambda v: np.where(np.arange(96) >= 43, v, 0))
     read = (pair("left.tif", 4, 20, 24, change=left, nodata=0), pair("right.tif", 1, 80, 96, change=right, nodata=0))
