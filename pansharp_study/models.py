@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'FAMILIES', 'NORMALISATIONS', 'OUTER', 'registered', 'list_models', 'Pansharpener', 'statistics',
-           'back_projection', 'Recalibrate', 'low_pass', 'guides', 'solve', 'substitution_guides', 'create_model',
-           'count_parameters', 'count_flops', 'save_weights', 'load_weights', 'digest']
+           'back_projection', 'interpolation', 'gaussian_of', 'Recalibrate', 'low_pass', 'guides', 'solve',
+           'substitution_guides', 'matched_spread', 'create_model', 'count_parameters', 'count_flops', 'save_weights',
+           'load_weights', 'digest']
 
 # %% ../nbs/18_models.ipynb #b6680745
 import hashlib
@@ -13,6 +14,7 @@ import importlib
 import json
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -64,12 +66,13 @@ class Pansharpener(nn.Module):
         inject: bool = True,  # the network predicts what to add to lms; False: the whole image
         normalise: str = "affine",  # one of NORMALISATIONS
         back_project: int = 0,  # steps
+        matched: bool = False,  # measure how soft the bands are, for the guides and for back-projection
     ):
         super().__init__()
         if normalise not in NORMALISATIONS:
             raise ValueError(f"normalise {normalise!r} is unknown: choose from {', '.join(NORMALISATIONS)}")
         self.network, self.name, self.bands, self.options = network, name, bands, dict(options)
-        self.guided, self.substitution, self.inject, self.normalise, self.back_project = guided, substitution, inject, normalise, back_project
+        self.guided, self.substitution, self.inject, self.normalise, self.back_project, self.matched = guided, substitution, inject, normalise, back_project, matched
 
     @property
     def recipe(self) -> dict:
@@ -88,17 +91,18 @@ class Pansharpener(nn.Module):
         check_pair(ms, pan, ratio, self.bands, values=not (self.training or torch.compiler.is_compiling()))
         lms = upsample(ms, ratio) if lms is None else lms
         with torch.autocast(pan.device.type, enabled=False):
-            mean, std, shown, told = self.prepare(ms, pan, lms, ratio, sensor)
+            spread = matched_spread(ms, pan, ratio) if self.matched else None
+            mean, std, shown, told = self.prepare(ms, pan, lms, ratio, sensor, spread)
         fused = (lms if self.inject else mean) + std * self.network(shown, told)
-        return back_projection(fused, ms, ratio, sensor=sensor, steps=self.back_project) if self.back_project else fused
+        return back_projection(fused, ms, ratio, sensor=sensor, spread=spread, steps=self.back_project) if self.back_project else fused
 
-    def prepare(self, ms, pan, lms, ratio, sensor) -> tuple:  # mean and scale of the bands; lms and PAN as the network sees them
+    def prepare(self, ms, pan, lms, ratio, sensor=None, spread=None) -> tuple:  # mean and scale of the bands; lms and PAN as the network sees them
         "Normalise, and add the guides."
         (mean, std), (pan_mean, pan_std) = statistics(lms), statistics(pan)
         shown, told = (lms - mean) / std, (pan - pan_mean) / pan_std
-        extra = [*guides(ms, pan, lms, std, pan_std, ratio)] if self.guided else []
+        extra = [*guides(ms, pan, lms, std, pan_std, ratio, spread=spread)] if self.guided else []
         if self.substitution:
-            extra += substitution_guides(shown, told, told - extra[0] if extra else low_pass(told, ratio))
+            extra += substitution_guides(shown, told, told - extra[0] if extra else low_pass(told, ratio, spread))
         if self.normalise == "none":
             full = float(get_sensor(sensor).peak if sensor is not None else 2047)
             extra = [x * (scale / full) for x, scale in zip(extra, (pan_std, std) * 2)]
@@ -113,7 +117,7 @@ class Pansharpener(nn.Module):
 
 
 NORMALISATIONS = ("affine", "none")
-OUTER = ("guided", "substitution", "inject", "normalise", "back_project")  # options of the outer part
+OUTER = ("guided", "substitution", "inject", "normalise", "back_project", "matched")  # options of the outer part
 
 
 def statistics(
@@ -132,14 +136,38 @@ def back_projection(
     *,
     sensor=None,  # name or Sensor, supplies the MTF gains
     gain: float = 0.3,  # without a sensor
+    spread: torch.Tensor | None = None,  # (B,1) PAN pixels: of `matched_spread`, takes the place of both
     steps: int = 1,
 ) -> torch.Tensor:  # (B,C,H,W) DN
     "Give back to `fused` what `ms` shows and the degraded `fused` lacks."
     gains = gain if sensor is None else get_sensor(sensor).mtf_ms
     with torch.autocast(fused.device.type, enabled=False):
+        if spread is not None:
+            up, down = zip(*((interpolation(n // ratio, ratio, ms.device), axis_matrix(gaussian_of(spread, 4 * ratio, n), n, ratio)) for n in fused.shape[2:]))
         for _ in range(steps):
-            fused = fused + upsample(ms - degrade(fused, gains, ratio), ratio)
+            fused = fused + (upsample(ms - degrade(fused, gains, ratio), ratio) if spread is None else apply(ms - apply(fused, *down), *up))
     return fused
+
+
+@lru_cache(maxsize=32)
+def interpolation(
+    size: int,  # coarse pixels of the axis
+    ratio: int,
+    device: torch.device,
+) -> torch.Tensor:  # (size * ratio, size)
+    "`upsample` along one axis, as a matrix that stays on the device."
+    return upsample(torch.eye(size)[:, None, :, None].expand(-1, -1, -1, max(size, 2)), ratio)[:, 0, :, 0].mT.contiguous().to(device)
+
+
+def gaussian_of(
+    spread: torch.Tensor,  # (...,) standard deviation, pixels
+    half: int,  # taps on each side
+    size: int,  # pixels of the axis, which the filter must not exceed
+) -> torch.Tensor:  # (..., 2 half + 1), sum 1
+    "Sampled Gaussian, with no look at values."
+    half = min(half, size - 1)
+    taps = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=spread.dtype, device=spread.device) / spread[..., None]) ** 2)
+    return taps / taps.sum(-1, keepdim=True)
 
 # %% ../nbs/18_models.ipynb #0f98fb93
 class Recalibrate(nn.Module):
@@ -163,14 +191,14 @@ class Recalibrate(nn.Module):
 def low_pass(
     pan: torch.Tensor,  # (B,1,H,W)
     ratio: int,
-    gain: float = 0.3,  # at the coarse grid's Nyquist frequency
+    spread: torch.Tensor | None = None,  # (B,1) PAN pixels; default: a gain of 0.3 at the coarse grid's Nyquist frequency
 ) -> torch.Tensor:  # (B,1,H,W)
     "Blur by a Gaussian: a few matrix products, no look at values."
-    height, width = pan.shape[2:]
-    half, sigma = min(4 * ratio, height - 1, width - 1), ratio / math.pi * math.sqrt(-2 * math.log(gain))
-    taps = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=pan.dtype, device=pan.device) / sigma) ** 2)
-    rows = axis_matrix(taps / taps.sum(), height)
-    return apply(pan, rows, rows if width == height else axis_matrix(taps / taps.sum(), width))
+    if spread is None:
+        spread = torch.full((), ratio / math.pi * math.sqrt(-2 * math.log(0.3)), dtype=pan.dtype, device=pan.device)
+    taps = gaussian_of(spread, 4 * ratio, min(pan.shape[2:]))
+    rows = axis_matrix(taps, pan.shape[2])
+    return apply(pan, rows, rows if pan.shape[3] == pan.shape[2] else axis_matrix(taps, pan.shape[3]))
 
 
 def guides(
@@ -181,11 +209,11 @@ def guides(
     pan_std: torch.Tensor,  # (B,1,1,1)
     ratio: int,
     *,
-    gain: float = 0.3,  # MTF gain that takes PAN to the bands' sharpness
+    spread: torch.Tensor | None = None,  # (B,1) PAN pixels: what takes PAN to the bands' sharpness, see `low_pass`
     bound: float = 2.0,  # of the relative detail
 ) -> tuple[torch.Tensor, torch.Tensor]:  # PAN's detail (B,1,H,W), and that of each band (B,C,H,W), in standard deviations
     "Additive and haze-corrected multiplicative detail."
-    low = low_pass(pan, ratio, gain)
+    low = low_pass(pan, ratio, spread)
     above = (low - low.amin((2, 3), keepdim=True)).clamp_min(0.05 * pan_std)
     relative = ((pan - low) / above).clamp(-bound, bound)
     light = (lms - ms.amin((2, 3), keepdim=True)).clamp_min(0)
@@ -194,15 +222,15 @@ def guides(
 # %% ../nbs/18_models.ipynb #a3757d42
 def solve(
     gram: torch.Tensor,  # (B,C,C) symmetric, positive definite
-    right: torch.Tensor,  # (B,C,1)
-) -> torch.Tensor:  # (B,C,1)
+    right: torch.Tensor,  # (B,C,K)
+) -> torch.Tensor:  # (B,C,K)
     "Gauss-Jordan elimination."
     table, count = torch.cat([gram, right], 2), gram.shape[1]
     unit = torch.eye(count, dtype=gram.dtype, device=gram.device)
     for k in range(count):
         row = table[:, k : k + 1] / table[:, k : k + 1, k : k + 1]
         table = table - (table[:, :, k : k + 1] - unit[:, k : k + 1]) * row
-    return table[:, :, -1:]
+    return table[:, :, count:]
 
 
 def substitution_guides(
@@ -221,6 +249,28 @@ def substitution_guides(
     beyond = pan - explained.view_as(pan)
     return beyond, share[..., None] * beyond
 
+# %% ../nbs/18_models.ipynb #eb2f1a75
+def matched_spread(
+    ms: torch.Tensor,  # (B,C,h,w) DN
+    pan: torch.Tensor,  # (B,1,H,W) DN
+    ratio: int,
+) -> torch.Tensor:  # (B,1) standard deviation, PAN pixels
+    "The Gaussian that makes PAN as soft as the bands, by regression."
+    tried = torch.linspace(0.6, 2.6, 9, dtype=pan.dtype, device=pan.device)
+    rows, columns = (axis_matrix(gaussian_of(tried * ratio / math.pi, 4 * ratio, n), n, ratio) for n in pan.shape[2:])
+    margin = 2 if min(ms.shape[2:]) > 12 else 0
+    inner = (..., slice(margin, ms.shape[2] - margin), slice(margin, ms.shape[3] - margin))
+    bands, soft = (x - x.mean(2, keepdim=True) for x in (ms[inner].flatten(2), apply(pan.expand(-1, len(tried), -1, -1), rows, columns)[inner].flatten(2)))
+    bands, soft = (x / x.square().mean(2, keepdim=True).sqrt().clamp_min(1e-3) for x in (bands, soft))
+    n, unit = bands.shape[2], torch.eye(bands.shape[1], dtype=bands.dtype, device=bands.device)
+    right = bands @ soft.mT / n
+    explained = (right * solve(bands @ bands.mT / n + 1e-3 * unit, right)).sum(1)
+    best = explained[:, 1:-1].argmax(1, keepdim=True)
+    before, at, after = (explained.gather(1, best + k) for k in range(3))
+    bent = (2 * at - before - after).clamp_min(1e-7)
+    refined = tried[1] + (best + (0.5 * (after - before) / bent).clamp(-1, 1)) * (tried[1] - tried[0])
+    return refined * ratio / math.pi
+
 # %% ../nbs/18_models.ipynb #2483c58b
 def create_model(
     name: str,  # one of list_models()
@@ -229,9 +279,10 @@ def create_model(
     seed: int = 0,  # of the initial weights
     guided: bool = False,  # see `guides`
     substitution: bool = False,  # see `substitution_guides`
-    inject: bool = True,  # this and the next two: see Pansharpener
+    inject: bool = True,  # this and the next three: see Pansharpener
     normalise: str = "affine",
     back_project: int = 0,
+    matched: bool = False,
     pretrained: bool = False,  # the released weights (notebook weights), which bring their own options
     **options,  # width, depth, ...: see params.yaml, models
 ) -> Pansharpener:
@@ -254,7 +305,7 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = NETWORKS[name](**inputs, **options)
-    return Pansharpener(network, name=name, bands=bands, options=options, guided=guided, substitution=substitution, inject=inject, normalise=normalise, back_project=back_project)
+    return Pansharpener(network, name=name, bands=bands, options=options, guided=guided, substitution=substitution, inject=inject, normalise=normalise, back_project=back_project, matched=matched)
 
 # %% ../nbs/18_models.ipynb #71f78f5c
 def count_parameters(

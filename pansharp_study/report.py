@@ -27,7 +27,7 @@ from pansharp_study.stats import (
     attainable_level, concordance, holm, interval, mean_table, paired, paired_table, picture_of, picture_scores, rank_table, rank_tau, rank_within, sign_flip_p,
     smallest_p, too_few,
 )
-from .tables import BETTER
+from .tables import BETTER, load_curves
 
 INDICES = {"reduced": ["sam_deg", "ergas", "q2n", "psnr_db"], "full": ["hqnr", "d_lambda_k", "d_s"]}
 LABELS = {"sam_deg": "SAM, degrees", "ergas": "ERGAS", "q2n": "Q2n", "psnr_db": "PSNR, dB",
@@ -359,7 +359,7 @@ def training_table(
     names: list,  # such as fusionnet_8
 ) -> pd.DataFrame:
     "One row per pretrained network."
-    rows = [json.loads((root() / "metrics" / "pretrain" / f"{n}.json").read_text()) for n in names]
+    rows = [json.loads((root() / "metrics" / "pretrain" / n / "metrics.json").read_text()) for n in names]
     table = pd.DataFrame(rows)[["network", "bands", "scale", "parameters", "flop_per_pan_pixel", "steps", "samples", "train_loss", "validation_loss"]]
     return table.rename(columns={"flop_per_pan_pixel": "FLOP per PAN pixel", "train_loss": "training loss", "validation_loss": "validation loss"}).round(4)
 
@@ -370,7 +370,7 @@ def show_curves(
     "Training and validation loss of pretrained networks."
     fig, ax = plt.subplots(figsize=(6, 2.8))
     for i, name in enumerate(names):
-        curve = pd.read_csv(root() / "metrics" / "pretrain" / f"{name}.csv")
+        curve = pd.DataFrame(load_curves(root() / "metrics" / "pretrain" / name))
         ax.plot(curve["step"], curve["train_loss"], color=f"C{i}", lw=1, alpha=0.5)
         ax.plot(curve["step"], curve["validation_loss"], color=f"C{i}", lw=2, label=FAMILY.get(name.rsplit("_", 1)[0], name))
     ax.set_xlabel("step"), ax.set_ylabel("loss, standard deviations"), ax.legend(fontsize=8)

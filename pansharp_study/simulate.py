@@ -6,8 +6,8 @@
 __all__ = ['WAYS', 'OPERATIONS', 'OFF', 'NEEDS', 'Canvases', 'in_a_row', 'zoomed', 'light_from_pictures', 'light_from_labels',
            'expose', 'instrument', 'check_ranges', 'check_batch', 'pictures_for', 'corpus_sources', 'scenes_for',
            'make_materials', 'load_materials', 'cores', 'canvases_path', 'simulate_pairs', 'without', 'operations',
-           'Stream', 'with_room', 'open_stream', 'simulate_scene', 'observe', 'make_pool', 'make_scenes', 'main',
-           'write_pool']
+           'Stream', 'with_room', 'open_stream', 'simulate_scene', 'observe', 'pairs_path', 'save_pairs', 'load_pairs',
+           'batch_of', 'make_pool', 'make_scenes', 'main', 'write_pool']
 
 # %% ../nbs/10_simulate.ipynb #8a861197
 import argparse
@@ -590,6 +590,51 @@ def observe(
     ms, pan_seen = blurred(x, sensor.mtf_ms, sensor.ratio), blurred(pan, [sensor.mtf_pan])
     return {"ms": read(ms), "pan": read(pan_seen), "gt": quantise(x, sensor.peak)}
 
+# %% ../nbs/10_simulate.ipynb #f9b61731
+def pairs_path(
+    bands: int,
+) -> Path:
+    "Where `synthesize_pairs` puts the pool for a number of bands."
+    return root() / "data" / "simulated" / f"pairs_{bands}.safetensors"
+
+
+def save_pairs(
+    pairs: dict,  # ms, pan, gt: (N,C,H,W) integer-valued DN
+    path: str | Path,
+):
+    "Write a pool atomically."
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    save_file({k: v.to(torch.int16).contiguous() for k, v in pairs.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_pairs(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+) -> dict:  # ms, pan, gt: int16
+    "Read a pool."
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No pairs at {path}: run the stage synthesize_pairs first (dvc repro synthesize_pairs)")
+    try:
+        return load_file(path, device=str(device))
+    except Exception as error:
+        raise ValueError(f"{path} is not a complete pool ({error}): delete it and run synthesize_pairs again") from None
+
+
+def batch_of(
+    pool: dict,  # ms, pan, gt
+    index: torch.Tensor,  # (B,) which pairs
+) -> dict:  # the same as float32, DN
+    "Pick pairs."
+    return {k: v[index].float() for k, v in pool.items()}
+
 # %% ../nbs/10_simulate.ipynb #7b0394bd
 def make_pool(
     bands: int,  # C
@@ -650,8 +695,6 @@ def write_pool(
 ) -> list[Path]:  # files written
     "Canvases, and the pairs of every number of bands."
     from safetensors.torch import save_file
-
-    from pansharp_study.train import pairs_path, save_pairs
 
     many = str(device).startswith("cuda") or params["synthesize_pairs"]["corpus"]  # a few small scenes are painted sooner than processes start
     found, path = make_materials(params["synthesize_pairs"], params["seed"], workers=cores() if many else 0), canvases_path()

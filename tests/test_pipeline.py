@@ -232,7 +232,7 @@ def test_cut_pool_is_named(study):
     content = pool.read_bytes()
     pool.unlink()
     pool.write_bytes(content[: len(content) // 2])
-    done = subprocess.run([sys.executable, "-c", "from pansharp_study.train import *; load_pairs(pairs_path(4))"], cwd=study, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", "from pansharp_study.simulate import *; load_pairs(pairs_path(4))"], cwd=study, capture_output=True, text=True,
                           env={**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)})
     pool.write_bytes(content)
     assert "pairs_4.safetensors" in done.stderr and "synthesize_pairs" in done.stderr
