@@ -11,9 +11,11 @@ from scipy.io import savemat
 
 from pansharp_study import real
 from pansharp_study.classical import METHODS
+from pansharp_study.models import create_model, save_weights
 from pansharp_study.protocol import degrade
 from pansharp_study.register import shift_image
 from pansharp_study.sensors import get_sensor
+from pansharp_study.weights import sha256_of
 
 SENSOR = get_sensor("QB")
 
@@ -144,6 +146,73 @@ def test_yardstick_and_ratio():
     assert "an anecdote" in real.summary(scores({"one": 3}))
     with pytest.raises(ValueError, match="EXP"):
         real.best_classical(rows[rows["method"] != "EXP"], registered=True)
+
+
+def full_scores(values):
+    """Made-up scores at full resolution: (method, paradigm) -> (HQNR, D_rho) of each acquisition."""
+    return pd.DataFrame([{"split": "development", "bands": 4, "sensor": "QB", "acquisition": f"{k}", "scene": f"{k}", "resolution": "full", "method": method, "paradigm": paradigm,
+                          "registered": registered, "hqnr": h, "d_lambda_k": 0.1, "d_s": 0.1, "d_rho": d} for (method, paradigm), each in values.items() for k, (h, d) in enumerate(each) for registered in (False, True)])
+
+
+def test_full_resolution_has_its_own_rivals():
+    rows = full_scores({("EXP", "classical"): [(0.99, 0.7)] * 3, ("A", "classical"): [(0.9, 0.3)] * 3, ("B", "classical"): [(0.8, 0.1), (0.8, 0.1), (0.7, 0.2)],
+                        ("net", "zero-shot"): [(0.92, 0.2), (0.94, 0.2), (0.9, 0.2)]})
+    assert real.rivals(rows) == {"best HQNR": "A", "best D_rho": "B"}
+    table = real.full_table(rows).set_index("chosen")
+    assert table.loc["best HQNR", "hqnr_gain"] == pytest.approx(0.02) and table.loc["best HQNR", "d_rho_gain"] == pytest.approx(0.1)
+    assert table.loc["best D_rho", "d_rho_gain"] == pytest.approx(2 / 30 * 2 - 0.2)
+    assert (table["hqnr_gain_low"] <= table["hqnr_gain"]).all() and (table["acquisitions"] == 3).all()
+    both = pd.concat([rows, scores({"0": 1, "1": 1, "2": 1})])
+    assert set(real.full_table(both)["chosen"]) == {"best at reduced resolution", "best HQNR", "best D_rho"}
+    assert real.full_table(scores({"one": 1})).empty and "full resolution" in real.summary(both)
+
+
+def test_every_acquisition_is_shown():
+    table = real.acquisition_table(scores({"one": 2, "two": 1}), registered=False)
+    assert list(table["acquisition"]) == ["one", "two"] and np.allclose(table["sam_deg"], 0.8) and (table["against"] == "B").all()
+
+
+def test_the_one_call_is_what_is_scored(monkeypatch):
+    gt, seen = painted(128, 128), []
+    monkeypatch.setattr(real, "sharpen", lambda ms, pan, **options: seen.append(options) or gt)
+    scene = real.prepare(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": gt.mean(1, keepdim=True)})[0]
+    table = real.score_scenes([scene], real.network_entries(ensemble=True) | {"GSA": real.classical_entries()["GSA"]})
+    assert {o["model"] if isinstance(o["model"], str) else o["model"].name for o in seen} >= {"GSA", "fusionnet"} and all(o["register"] is False and o["sensor"] is SENSOR for o in seen)
+    assert {"fusionnet + ensemble", "fusionnet + ensemble + back-projection"} <= set(table["method"])
+
+
+def test_a_network_for_any_number_of_bands_serves_every_scene(monkeypatch):
+    for none in (None, 0):
+        monkeypatch.setattr(real, "load_weights", lambda path, bands=none: types.SimpleNamespace(name="any", bands=bands))
+        entries = real.network_entries(["x.safetensors"])
+        assert list(entries["any"][1]) == [None]
+        with pytest.raises(ValueError, match="any number"):
+            real.network_entries(["x.safetensors", "y.safetensors"])
+
+
+def test_held_out_scenes_are_scored_once(tmp_path, capsys):
+    folder, record = tmp_path / "scenes", tmp_path / "held_out.json"
+    folder.mkdir()
+    gt = painted(128, 128)
+    for tag, x in (("HR", gt), ("LR", degrade(gt, SENSOR.mtf_ms)), ("PAN", gt.mean(1, keepdim=True))):
+        np.save(folder / f"1_{tag}.npy", x[0].permute(1, 2, 0).numpy())
+    (folder / real.LISTING).write_text(",".join(real.NEEDED) + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,held-out\n")
+    model = create_model("fusionnet", bands=4, width=8, depth=1)
+    save_weights(model, tmp_path / "net_4.safetensors")
+    call = [str(folder), "--split", "held-out", "--record", str(record), "--weights", str(tmp_path / "net_4.safetensors")]
+    real.main(call)
+    (entry,) = real.read_record(record)
+    assert entry["weights"] == {"net_4.safetensors": sha256_of(tmp_path / "net_4.safetensors")} and entry["again"] is False and entry["acquisitions"] == 1
+    assert {r["method"] for r in entry["scores"]} == {"fusionnet", "fusionnet + back-projection"} and entry["ratios"] and "ergas_low" not in entry["ratios"][0]
+    assert entry["commit"] == real.commit_now()
+    with pytest.raises(SystemExit, match="--again"):
+        real.main(call)
+    assert len(real.read_record(record)) == 1
+    real.main([*call, "--again"])
+    assert [e["again"] for e in real.read_record(record)] == [False, True]
+    real.main([str(folder), "--split", "held-out", "--record", str(record), "--weights"])  # classical methods only: nothing to record
+    assert len(real.read_record(record)) == 2
+    capsys.readouterr()
 
 
 def test_back_projection_is_consistent_and_keeps_a_perfect_image():
