@@ -109,6 +109,26 @@ def test_tiles_equal_the_whole():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("name, most", [("pnn", 1e-4), ("pannet", 1e-4), ("msdcnn", 1e-4), ("bandset", 1e-3), ("restormer", 0.03), ("panmamba", 0.03)])
+def test_tiles_of_every_family(name, most):
+    """Off the whole, as a share of the detail: scans and attention over the image see less in a tile."""
+    ms, pan, _ = pair(256, seed=3)
+    model = create_model(name, bands=4).eval()
+    g = torch.Generator().manual_seed(0)
+    for key, values in model.named_parameters():
+        if "head" in key and values.ndim > 1:
+            torch.nn.init.normal_(values, std=0.05, generator=g)
+    with torch.no_grad():
+        whole, tiled = model(ms, pan), outfitted(model, tile=128, overlap=32)(ms, pan)
+    assert (tiled - whole).abs().mean() < most * (whole - upsample(ms)).abs().mean()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_cuda_is_used_and_gives_the_same():
+    on_gpu, on_cpu = sharpen(MS, PAN, sensor="QB"), sharpen(MS, PAN, sensor="QB", device="cpu")
+    assert not on_gpu.is_cuda and (on_gpu - on_cpu).abs().max() < 1 and sharpen(MS.cuda(), PAN.cuda(), sensor="QB").is_cuda
+
+
 @pytest.mark.parametrize("size", [1, 100, 128, 129, 224, 225, 1000])
 def test_tiles_cover_every_pixel(size):
     starts = tile_starts(size, 128, 32)
