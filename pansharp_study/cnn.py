@@ -60,8 +60,8 @@ class PanNet(nn.Module):
     ):
         super().__init__()
         self.stem = nn.Conv2d(bands + told, width, 3)
-        self.body = nn.Sequential(*[ResidualBlock(width, border="zeros") for _ in range(depth - 1)])
-        self.head = nn.Sequential(ResidualBlock(width, border="zeros"), nn.Conv2d(width, bands, 3, padding=1))
+        self.body = nn.Sequential(*[ResidualBlock(width) for _ in range(depth - 1)])
+        self.head = nn.Sequential(ResidualBlock(width), nn.Conv2d(width, bands, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
@@ -127,11 +127,10 @@ class ResidualBlock(nn.Module):
     def __init__(
         self,
         width: int,  # channels
-        border: str = "replicate",  # "zeros" is faster on a GPU
     ):
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, padding_mode=border)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode=border)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.recalibrate = Recalibrate(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -151,9 +150,9 @@ class FusionNet(nn.Module):
         told: int = 1,  # channels of `pan`: PAN and, if guided, more (see models)
     ):
         super().__init__()
-        self.stem = nn.Conv2d(bands + told - 1, width, 3, padding=1, padding_mode="replicate")
+        self.stem = nn.Conv2d(bands + told - 1, width, 3)
         self.body = nn.Sequential(*[ResidualBlock(width) for _ in range(depth - 1)])
-        self.head = nn.Sequential(ResidualBlock(width), nn.Conv2d(width, bands, 3, padding=1, padding_mode="replicate"))
+        self.head = nn.Sequential(ResidualBlock(width), nn.Conv2d(width, bands, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
@@ -163,4 +162,5 @@ class FusionNet(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
-        return self.head(self.body(torch.relu(self.stem(torch.cat([pan[:, :1] - lms, pan[:, 1:]], 1)))))
+        seen = torch.cat([pan[:, :1] - lms, pan[:, 1:]], 1)
+        return self.head(self.body(torch.relu(self.stem(F.pad(seen, (1, 1, 1, 1), mode="replicate")))))

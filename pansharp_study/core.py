@@ -36,6 +36,7 @@ def root() -> Path:  # the folder that holds settings.ini and params.yaml
 SCALES = ("laptop", "h100")
 _range, _number = list, (int, float)
 SENSOR_SCHEMA = {"seed": int, "haze": _range, "noise_dn": _number, "pan_leak": _number, "sharpness": _number}
+_frame = {"guided": bool, "substitution": bool, "matched": bool, "back_project": int}  # the outer part of every network
 SCHEMA = {
     "scale": str, "seed": int, "threads": int, "sensors": SENSOR_SCHEMA,
     "targets": list, "networks": list, "band_counts": list, "classical": list,
@@ -51,14 +52,14 @@ SCHEMA = {
     },
     "synthesize_scenes": {"size": int, "tune": list, "test": list, "materials": int},
     "models": {
-        "fusionnet": {"width": int, "depth": int, "guided": bool, "substitution": bool},
-        "panformer": {"width": int, "depth": int, "window": int, "heads": int, "guided": bool, "substitution": bool},
-        "panmamba": {"width": int, "depth": int, "state": int, "chunk": int, "guided": bool, "substitution": bool},
-        "pnn": {"width": int, "guided": bool, "substitution": bool},
-        "pannet": {"width": int, "depth": int, "guided": bool, "substitution": bool},
-        "msdcnn": {"width": int, "guided": bool, "substitution": bool},
-        "restormer": {"width": int, "depth": int, "heads": int, "stride": int, "guided": bool, "substitution": bool},
-        "bandset": {"width": int, "depth": int, "stride": int, "guided": bool, "substitution": bool},
+        "fusionnet": {"width": int, "depth": int, **_frame},
+        "panformer": {"width": int, "depth": int, "window": int, "heads": int, **_frame},
+        "panmamba": {"width": int, "depth": int, "state": int, "chunk": int, **_frame},
+        "pnn": {"width": int, **_frame},
+        "pannet": {"width": int, "depth": int, **_frame},
+        "msdcnn": {"width": int, **_frame},
+        "restormer": {"width": int, "depth": int, "heads": int, "stride": int, **_frame},
+        "bandset": {"width": int, "depth": int, "stride": int, **_frame},
     },
     "pretrain": {
         "steps": int, "batch": int, "lr": _number, "weight_decay": _number, "clip": _number, "ema": _number,

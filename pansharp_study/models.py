@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'FAMILIES', 'NORMALISATIONS', 'OUTER', 'registered', 'list_models', 'Pansharpener', 'statistics',
-           'back_projection', 'interpolation', 'gaussian_of', 'Recalibrate', 'low_pass', 'guides', 'solve',
-           'substitution_guides', 'matched_spread', 'create_model', 'count_parameters', 'count_flops', 'save_weights',
-           'load_weights', 'digest']
+           'back_projection', 'interpolation', 'interpolate', 'gaussian_of', 'Recalibrate', 'low_pass', 'guides',
+           'solve', 'substitution_guides', 'matched_spread', 'create_model', 'count_parameters', 'count_flops',
+           'save_weights', 'load_weights', 'digest']
 
 # %% ../nbs/18_models.ipynb #b6680745
 import hashlib
@@ -157,6 +157,14 @@ def interpolation(
 ) -> torch.Tensor:  # (size * ratio, size)
     "`upsample` along one axis, as a matrix that stays on the device."
     return upsample(torch.eye(size)[:, None, :, None].expand(-1, -1, -1, max(size, 2)), ratio)[:, 0, :, 0].mT.contiguous().to(device)
+
+
+def interpolate(
+    ms: torch.Tensor,  # (B,C,h,w)
+    ratio: int = 4,
+) -> torch.Tensor:  # (B,C,h ratio,w ratio)
+    "`upsample` as two matrix products, which wait for nothing."
+    return apply(ms, *(interpolation(n, ratio, ms.device) for n in ms.shape[2:]))
 
 
 def gaussian_of(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .core import load_params, root, seeded, settle
 from .loss import fusion_loss
-from .models import Pansharpener, count_flops, count_parameters, create_model, save_weights
+from .models import Pansharpener, count_flops, count_parameters, create_model, interpolate, save_weights
 from .protocol import upsample
 from .simulate import batch_of, canvases_path, load_pairs, open_stream, pairs_path
 from .tables import save_curves
@@ -275,7 +275,7 @@ def train(
     bar = tqdm(initial=run.done * each, total=total, unit="sample", unit_scale=True, mininterval=2, disable=not main)
     while run.done < params["steps"]:
         b = batches(run.done)
-        b["lms"] = upsample(b["ms"], b["pan"].shape[-1] // b["ms"].shape[-1])
+        b["lms"] = interpolate(b["ms"], b["pan"].shape[-1] // b["ms"].shape[-1])
         run.set_rate(learning_rate(run.done, params["steps"], params["lr"]))
         run.running += run.step(b)
         run.done += 1
