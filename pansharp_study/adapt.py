@@ -107,7 +107,7 @@ def adapted(
     seed: int,
 ) -> tuple[dict, dict]:  # paradigm -> network; paradigm -> losses
     "Zero-shot, both tunings, and the same from scratch."
-    scratch = create_model(model.name, bands=model.bands, seed=seed, **model.options)
+    scratch = create_model(**model.recipe, seed=seed)
     runs = {
         "one-shot full": (model, False, params["lr"]),
         "one-shot freeze": (model, True, params["lr"]),
