@@ -182,7 +182,7 @@ def effect_table(
     keys = ["group", "variant", "seed"]
     means = rows.groupby([*keys, "acquisition"], sort=False)[["sam_deg", "ergas"]].mean().groupby(keys, sort=False).mean()
     whole = means.loc["whole"]
-    ratios = means.drop("real patches", errors="ignore") / whole.mean()
+    ratios = means[means.index.get_level_values("group") != "real patches"] / whole.mean()
     spread = 2 * (whole / whole.mean()).std()
     table = ratios.groupby(["group", "variant"], sort=False).mean().reset_index()
     return table.assign(noise_sam=spread["sam_deg"], noise_ergas=spread["ergas"])

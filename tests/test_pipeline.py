@@ -198,6 +198,22 @@ def test_killed_pretraining_continues(study):
     assert (study / "models" / "fusionnet_4.safetensors").read_bytes() == before
 
 
+def test_two_processes_train_together(study, tmp_path):
+    """`accelerate launch` on two processes: twice the samples, one set of files."""
+    for name in ("settings.ini", "params.yaml"):
+        shutil.copy(study / name, tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "simulated").symlink_to(study / "data" / "simulated")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
+               "-m", "pansharp_study.train", "--network", "fusionnet", "--bands", "4", "--device", "cpu"]
+    env = {**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path), "PYTHONPATH": str(study)}
+    done = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((folder / "metrics" / "pretrain" / "fusionnet_4" / "metrics.json").read_text()) for folder in (study, tmp_path))
+    assert two["samples"] == 2 * one["samples"] and two["train_loss"] != one["train_loss"]
+    assert (tmp_path / "models" / "fusionnet_4.safetensors").is_file()
+
+
 @pytest.mark.parametrize("old, new, message", [
     ("steps:", "stepps:", "did you mean 'steps'"),
     ("scale: laptop", "scale: desktop", "laptop, h100"),

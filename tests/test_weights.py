@@ -171,13 +171,13 @@ def test_create_model_pretrained():
 def test_refuses_other_files(tmp_path):
     folder = tmp_path / "weights"
     shutil.copytree(FOLDER, folder)
-    path = folder / ENTRIES[0]["file"]
+    path, name = folder / ENTRIES[0]["file"], (ENTRIES[0]["network"], ENTRIES[0]["bands"])
     torch.save({"a": 1}, path)  # a pickle under a released name is never opened
     with pytest.raises(ValueError, match="not the released file.*git checkout weights"):
-        load_pretrained("fusionnet", 4, folder=folder)
+        load_pretrained(*name, folder=folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="git checkout weights"):
-        load_pretrained("fusionnet", 4, folder=folder)
+        load_pretrained(*name, folder=folder)
     with pytest.raises(FileNotFoundError, match="manifest.json"):
         load_pretrained("fusionnet", 4, folder=tmp_path)
     with pytest.raises(ValueError, match="fusionnet with 4"):
