@@ -58,14 +58,15 @@ def save_curves(
     folder.mkdir(parents=True)
     try:
         from dvclive import Live
-    except ImportError:
-        write_plainly(curves, folder)
-    else:
+
         with Live(str(folder), save_dvc_exp=False, report=None, dvcyaml=None) as live:
             for point in curves:
                 live.step = point["step"]
                 for name in set(point) - {"step"}:
                     live.log_metric(name, point[name])
+    except Exception:  # not installed, or not content with the state of git: the files are the same
+        shutil.rmtree(folder / "plots", ignore_errors=True)
+        write_plainly(curves, folder)
     (folder / "metrics.json").write_text(json.dumps(summary | {k: v for k, v in curves[-1].items() if k != "step"}, indent=1) + "\n")
 
 
