@@ -199,13 +199,13 @@ def test_killed_pretraining_continues(study):
 
 
 def test_two_processes_train_together(study, tmp_path):
-    """`accelerate launch` on two processes: twice the samples, one set of files."""
+    """Two processes, started as `accelerate launch` starts them on GPUs: twice the samples, one set of files."""
     for name in ("settings.ini", "params.yaml"):
         shutil.copy(study / name, tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "simulated").symlink_to(study / "data" / "simulated")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
-               "-m", "pansharp_study.train", "--network", "fusionnet", "--bands", "4", "--device", "cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pansharp_study.train",
+               "--network", "fusionnet", "--bands", "4", "--device", "cpu"]
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path), "PYTHONPATH": str(study)}
     done = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
