@@ -545,6 +545,7 @@ def main(
     parser.add_argument("--device", help="cpu or cuda; default: CUDA where there is one")
     args = vars(parser.parse_args(argv))
     args["register"] = args["register"] != "no" and args["register"]
+    warnings.simplefilter("always", UnlikeTraining)  # whatever PYTHONWARNINGS says
     warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
     paths = [args.pop(k) for k in ("ms", "pan", "out")]
     try:
