@@ -70,13 +70,14 @@ class BandSet(nn.Module):
         depth: int = 3,  # blocks, the last belongs to the head
         stride: int = 2,  # PAN pixels per token side
         details: int = 0,  # kinds of classical detail in `told`
+        facts: int = 0,  # numbers about the pair at its end, see models.softness
     ):
         super().__init__()
         if width < 4 or width % 4:
             raise ValueError(f"width must be a multiple of 4, got {width}")
-        self.stride, self.details, cell = stride, details, stride**2
+        self.stride, self.details, self.facts, cell = stride, details, facts, stride**2
         shared = min(-(-width // 32) * 8, width // 2)  # a multiple of 8 where it can be, which matrix units like
-        self.stem_common, self.stem_band = nn.Conv2d((1 + details) * cell, width, 3, bias=False), nn.Conv2d((2 + details) * cell, width, 3)
+        self.stem_common, self.stem_band = nn.Conv2d((1 + details) * cell + facts, width, 3, bias=False), nn.Conv2d((2 + details) * cell, width, 3)
         self.body = nn.ModuleList(SetBlock(width, shared) for _ in range(depth - 1))
         self.head = nn.ModuleList([SetBlock(width, shared), nn.Conv2d(width, FINE * cell, 3, padding=1), nn.Conv2d(FINE, 1 + 2 * details, 3, padding=1)])
         nn.init.zeros_(self.head[-1].weight)
@@ -85,11 +86,11 @@ class BandSet(nn.Module):
     def inputs(
         self,
         lms: torch.Tensor,  # (B,C,H,W) normalised
-        told: torch.Tensor,  # (B,1+details*(1+C),H,W): PAN, then for each kind of detail the common one and those of the bands
-    ) -> tuple[torch.Tensor, torch.Tensor, list]:  # common (B,n,H,W); of each band (B,C,m,H,W); classical details (B,1 or C,H,W)
+        told: torch.Tensor,  # (B,1+details*(1+C)+facts,H,W): PAN, then for each kind of detail the common one and those of the bands, then facts
+    ) -> tuple[torch.Tensor, torch.Tensor, list, torch.Tensor]:  # common (B,n,H,W); of each band (B,C,m,H,W); classical details (B,1 or C,H,W); facts (B,facts,1,1)
         "What all bands share, and what each has for itself."
-        pan, *details = told.split([1, *[1, lms.shape[1]] * self.details], 1)
-        return torch.cat([pan, *details[::2]], 1), torch.stack([lms, pan - lms, *details[1::2]], 2), details
+        pan, *details, facts = told.split([1, *[1, lms.shape[1]] * self.details, self.facts], 1)
+        return torch.cat([pan, *details[::2]], 1), torch.stack([lms, pan - lms, *details[1::2]], 2), details, facts[:, :, :1, :1]
 
     def forward(
         self,
@@ -98,9 +99,10 @@ class BandSet(nn.Module):
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
         (batch, bands, height, width), s = lms.shape, self.stride
-        common, own, details = self.inputs(lms, told)
+        common, own, details, facts = self.inputs(lms, told)
         fill = (s, s + -width % s, s, s + -height % s)
         common, own = (F.pixel_unshuffle(F.pad(x, fill, mode="replicate"), s) for x in (common, own.flatten(0, 1)))
+        common = torch.cat([common, facts.expand(*facts.shape[:2], *common.shape[2:])], 1)
         x = torch.relu(to_bands(self.stem_band(own), self.stem_common(common)))
         for block in [*self.body, self.head[0]]:
             x = block(x, batch)

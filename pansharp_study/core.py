@@ -36,7 +36,7 @@ def root() -> Path:  # the folder that holds settings.ini and params.yaml
 SCALES = ("laptop", "h100")
 _range, _number = list, (int, float)
 SENSOR_SCHEMA = {"seed": int, "haze": _range, "noise_dn": _number, "pan_leak": _number, "sharpness": _number}
-_frame = {"guided": bool, "substitution": bool, "matched": bool, "back_project": int}  # the outer part of every network
+_frame = {"guided": bool, "substitution": bool, "matched": bool, "informed": bool, "back_project": int}  # the outer part of every network
 SCHEMA = {
     "scale": str, "seed": int, "threads": int, "sensors": SENSOR_SCHEMA,
     "targets": list, "networks": list, "band_counts": list, "classical": list,
@@ -46,7 +46,7 @@ SCHEMA = {
         "canvases": int, "canvas_size": int, "any_material": _number, "materials": int, "turns": bool,
         "gamma": _range, "highpass": _range, "shuffle": _number, "cut_and_mix": _number, "jitter": _range, "skylight": _range,
         "haze": _range, "haze_last": _range, "pan_haze": _range, "pan_weights": _range, "level": _range, "pan_leak": _range, "pan_gamma": _range, "pan_shift_px": _number, "band_shift_px": _number,
-        "mtf_gt": _range, "mtf_pan": _range, "mtf_ms": _range, "mtf_gt_spread": _range, "mtf_ms_spread": _range, "anisotropy": _range, "motion_px": _range, "defocus_px": _range,
+        "mtf_gt": _range, "mtf_pan": _range, "mtf_ms": _range, "mtf_gt_spread": _range, "mtf_ms_spread": _range, "halo": _range, "told_mtf": _number, "anisotropy": _range, "motion_px": _range, "defocus_px": _range,
         "downsampling": {"decimate": _number, "area": _number, "bilinear": _number, "bicubic": _number},
         "bits": _range, "noise_dn": _range, "shot_dn": _range, "stripe_dn": _range,
     },

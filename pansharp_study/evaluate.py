@@ -57,7 +57,7 @@ def as_method(
         if mask is not None:
             ms, pan = fill_invalid(ms, mask_to_ms(mask, ratio)), fill_invalid(pan, mask)
         with torch.no_grad():
-            fused = model.eval()(ms, pan, None if phase is None else upsample(ms, ratio, phase=phase), ratio=ratio)
+            fused = model.eval()(ms, pan, None if phase is None else upsample(ms, ratio, phase=phase), ratio=ratio, sensor=sensor)
         return fused if mask is None else fused.masked_fill(~mask, 0)
 
     return fuse

@@ -115,7 +115,7 @@ def make_step(
     def step(batch: dict) -> torch.Tensor:
         lms = batch["lms"]
         optimiser.zero_grad(set_to_none=True)
-        loss = fusion_loss(model(batch["ms"], batch["pan"], lms, batch["pan"].shape[-1] // batch["ms"].shape[-1]).float(), batch["gt"], lms)
+        loss = fusion_loss(model(batch["ms"], batch["pan"], lms, batch["pan"].shape[-1] // batch["ms"].shape[-1], mtf=batch["mtf_e4"] / 1e4).float(), batch["gt"], lms)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, params["clip"])
         optimiser.step()
@@ -170,7 +170,7 @@ def validate(
             b = batch_of(pool, torch.arange(start, min(start + batch, n), device=pool["pan"].device))
             ratio = b["pan"].shape[-1] // b["ms"].shape[-1]
             lms = upsample(b["ms"], ratio)
-            total += float(fusion_loss(model(b["ms"], b["pan"], lms, ratio).float(), b["gt"], lms)) * len(lms)
+            total += float(fusion_loss(model(b["ms"], b["pan"], lms, ratio, mtf=b["mtf_e4"] / 1e4).float(), b["gt"], lms)) * len(lms)
     model.train()
     return total / n
 

@@ -139,7 +139,7 @@ def training_facts(
     facts |= {k: v for k, v in given.items() if v is not None}
     if missing := [k for k in NEEDED if facts.get(k) is None]:
         raise ValueError(f"{path}: unknown {', '.join(missing)}; keep metrics/pretrain/{path.stem}.json and logs/pretrain_{path.stem}.json beside models/, or give {' '.join('--' + k for k in missing)}")
-    return {k: v for k, v in facts.items() if k not in ("network", "name", "bands", "options", "guided", "substitution", "inject", "normalise", "back_project", "parameters")}
+    return {k: v for k, v in facts.items() if k not in ("network", "name", "bands", "options", "guided", "substitution", "inject", "normalise", "back_project", "matched", "informed", "parameters")}
 
 # %% ../nbs/19_weights.ipynb #ed94583e
 def card(
