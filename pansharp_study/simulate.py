@@ -165,6 +165,7 @@ def instrument(
     params: dict,  # params.yaml, synthesize_pairs
     ratio: int,
     generator: torch.Generator,
+    phase: int | None = None,  # fine pixel of the first MS sample, default ratio // 2
 ) -> dict:  # matrices (rows, columns) of the reference, PAN and MS; mtf (n,1): nominal gain of MS, 0 where the network shall not know it
     "Draw an imaginary instrument for each sample."
 
@@ -182,7 +183,7 @@ def instrument(
     apart = draw([-1, 1], n, generator, shape=(2, 1)) * params["pan_shift_px"]
     nominal = draw(params["mtf_ms"], n, generator, shape=(1,))
     gt, pan, ms = gains("mtf_gt", bands, params["mtf_gt_spread"]), gains("mtf_pan", 1, [1, 1]), (nominal * draw(params["mtf_ms_spread"], n, generator, shape=(bands,))).clamp(0.02, 0.98)
-    halo = halo_taps(draw(params["halo"], n, generator, shape=(1,)))
+    halo, pan_halo = (halo_taps(draw(params["halo"], n, generator, shape=(1,))) for _ in range(2))
     kinds = torch.tensor([params["downsampling"][k] for k in DOWNSAMPLINGS], dtype=torch.float32, device=generator.device)
     kind = torch.multinomial(kinds, n, replacement=True, generator=generator)[:, None, None]
     table = torch.stack([sampling_taps(k, ratio) for k in DOWNSAMPLINGS]).to(generator.device)
@@ -191,9 +192,9 @@ def instrument(
     for axis, power in ((0, 1.0), (1, uneven)):
         spread = chain(box_taps(defocus, half=2), box_taps(smear, half=2)) if axis == 0 else box_taps(defocus, half=2)
         to_gt = chain(blur("mtf_gt", gt**power), spread, halo, shift_taps(moved[:, axis]))
-        to_pan = chain(blur("mtf_pan", pan**power), spread, shift_taps(apart[:, axis]))
+        to_pan = chain(blur("mtf_pan", pan**power), spread, pan_halo, shift_taps(apart[:, axis]))
         to_ms = torch.where(kind == 0, blur("mtf_ms", ms**power, ratio, half=3 * ratio), table[kind[:, 0, 0], None])
-        out |= {("gt", axis): axis_matrix(to_gt, size), ("pan", axis): axis_matrix(to_pan, size), ("ms", axis): axis_matrix(to_ms, size, ratio)}
+        out |= {("gt", axis): axis_matrix(to_gt, size), ("pan", axis): axis_matrix(to_pan, size), ("ms", axis): axis_matrix(to_ms, size, ratio, phase=phase)}
     return out
 
 # %% ../nbs/10_simulate.ipynb #92dc3a67
@@ -355,9 +356,12 @@ def simulate_pairs(
     generator: torch.Generator,
     *,
     ratio: int = 4,
+    phase: int | None = None,  # decimation keeps fine pixels phase, phase + ratio, ...; default ratio // 2, which training takes
 ) -> dict:  # ms (n,C,h,w), pan (n,1,H,W), gt (n,C,H,W), whole DN as float32, mtf_e4 (n,1): nominal gain of MS x 10,000, 0 unknown, and peak (n,1,1,1)
     "Pairs with a reference, each from its own imaginary sensor. Samples of the three ways follow one another."
     check_batch(bands, n, params["size"], ratio)
+    if phase is not None and not 0 <= phase < ratio:
+        raise ValueError(f"phase = {phase}: want a fine pixel of the first sample, 0 to {ratio - 1}")
     check_ranges(params)
     shares = [params["ways"][k] for k in WAYS]
     upto = [round(n * sum(shares[: k + 1]) / sum(shares)) for k in range(3)]
@@ -369,7 +373,7 @@ def simulate_pairs(
         elif count:
             parts.append(light_from_pictures(canvases["pictures"], library, bands, count, params, generator, spectral=way == "spectral"))
     x, pan = expose(*(torch.cat(p) for p in zip(*parts)), params, generator)
-    m = instrument(bands, n, params["size"], params, ratio, generator)
+    m = instrument(bands, n, params["size"], params, ratio, generator, phase)
     gt, pan = apply(x, m["gt", 0], m["gt", 1]), apply(pan, m["pan", 0], m["pan", 1])
     ms = apply(gt, m["ms", 0], m["ms", 1])
     low, high = params["bits"]

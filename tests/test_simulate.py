@@ -67,7 +67,7 @@ STRONG = {  # the same effects, so strong that they can't be overlooked
     "pan_gamma": [1.5, 1.5], "pan_shift_px": 1.0, "band_shift_px": 1.0, "anisotropy": [2, 2], "motion_px": [3, 3], "defocus_px": [3, 3],
     "noise_dn": [9, 9], "shot_dn": [9, 9], "stripe_dn": [5, 5], "any_material": 1, "turns": True, "pan_weights": [0, 1], "haze_last": [0.1, 0.1], "pan_haze": [1, 1],
     "mtf_gt": [0.2, 0.2], "mtf_pan": [0.2, 0.2], "mtf_ms": [0.2, 0.2], "mtf_gt_spread": [0.5, 1], "mtf_ms_spread": [0.5, 1], "bits": [8, 8],
-    "downsampling": {"decimate": 0, "area": 1, "bilinear": 0, "bicubic": 0},
+    "downsampling": {"decimate": 0, "area": 1, "bilinear": 0, "bicubic": 0}, "halo": [0.3, 0.3], "told_mtf": 1,
 }
 
 
@@ -299,7 +299,7 @@ def test_switched_off_instrument_is_plain():
 
 CHANGES = {  # what an operation changes; those not listed change all three
     **dict.fromkeys(("pan_weights", "pan_leak", "pan_gamma", "pan_haze", "pan_shift"), {"pan"}), "downsampling": {"ms"},
-    **dict.fromkeys(("jitter", "skylight", "haze", "haze_last", "band_shift", "mtf_spread"), {"ms", "gt"}), **dict.fromkeys(("read_noise", "shot_noise", "stripes"), {"ms", "pan"}),
+    **dict.fromkeys(("jitter", "skylight", "haze", "haze_last", "band_shift", "mtf_spread"), {"ms", "gt"}), "told_mtf": set(), **dict.fromkeys(("read_noise", "shot_noise", "stripes"), {"ms", "pan"}),
 }
 
 
