@@ -289,7 +289,7 @@ def test_switched_off_transforms_return_their_input():
 
 def test_switched_off_instrument_is_plain():
     """Without shifts, smear, defocus and anisotropy only the MTF is left: the same along both axes, and symmetric."""
-    plain = load_params()["synthesize_pairs"] | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "anisotropy", "motion_px", "defocus_px")}
+    plain = load_params()["synthesize_pairs"] | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "anisotropy", "motion_px", "defocus_px", "halo")}
     m = instrument(4, 5, 64, plain | {"mtf_pan": [0.3, 0.3], "mtf_gt": [0.5, 0.5]}, 4, seeded("plain"))
     for key in ("gt", "pan", "ms"):
         assert torch.allclose(m[key, 0], m[key, 1])
