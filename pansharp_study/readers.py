@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYED', 'ARRAYS', 'SPELLINGS', 'OTHERS', 'WORDS', 'KEYS', 'ACQUISITIONS', 'SPLITS', 'NOTE', 'TABLE', 'bands_first',
-           'is_hdf5', 'list_keys', 'explained', 'pick_key', 'read_array', 'named_sensors', 'find_sensor', 'role',
-           'assign', 'check_level', 'band_order', 'SceneFiles', 'check_band_names', 'read_files', 'check_shape',
+           'is_hdf5', 'list_keys', 'explained', 'pick_key', 'read_array', 'plain_name', 'named_sensors', 'find_sensor',
+           'role', 'assign', 'check_level', 'band_order', 'SceneFiles', 'check_band_names', 'read_files', 'check_shape',
            'SceneList', 'group_files', 'read_acquisitions', 'read_scenes', 'split_scenes', 'read_split', 'link_scenes',
            'linked_scenes']
 
@@ -137,7 +137,7 @@ def read_array(
         values = _stored(path, key, index)
     return bands_first(values, f"{path}{f', {key}' if path.suffix.lower() in KEYED else ''}{'' if index is None else f', tile {index}'}", bands)
 
-# %% ../nbs/34_readers.ipynb #8c562e96
+# %% ../nbs/34_readers.ipynb #6df423da
 SPELLINGS = {
     "WV2": "wv ?0?2|world ?view ?0?2|w2", "WV3": "wv ?0?3|world ?view ?0?3|w3", "WV4": "wv ?0?4|world ?view ?0?4|w4|geo ?eye ?2",
     "QB": "qb ?2?|quick ?bird(?: ?2)?", "IKONOS": "ikonos(?: ?2)?|ik", "GE1": "ge ?0?1|geo ?eye(?: ?1)?|ge", "GF2": "gf ?0?2|gao ?fen ?0?2",
@@ -146,12 +146,16 @@ SPELLINGS = {
 OTHERS = ("gf ?0?[13-9]|gao ?fen ?0?[13-9]|spot ?0?[1-57]|s7|pleiades ?1a|pl|landsat ?\\d|lc ?0?8|sentinel ?2|jilin ?\\d*|super ?view ?\\d*|world ?view ?0?1")
 
 
+def plain_name(text: str) -> str:
+    "Small letters, one space between words."
+    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)).strip().lower()
+
+
 def named_sensors(
     text: str,  # the name of a file or folder
 ) -> list[str]:  # sensors it names; a leading "?" marks one that is not known here
     "The satellites a name speaks of."
-    plain = re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)).lower()
-    found = []
+    plain, found = plain_name(text), []
     for name, pattern in [("?", OTHERS), *SPELLINGS.items()]:  # what is not known first: "pleiades 1a" is not "pleiades"
         hits = list(re.finditer(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", plain))
         found += [f"?{hit[0]}" for hit in hits] if name == "?" else [name] * bool(hits)
@@ -413,7 +417,7 @@ def group_files(
         found.append((folder, base, layout, images))
     return found
 
-# %% ../nbs/34_readers.ipynb #11e267f5
+# %% ../nbs/34_readers.ipynb #56a5c60a
 ACQUISITIONS = "acquisitions.csv"
 
 
@@ -451,7 +455,7 @@ def read_scenes(
         inner = folder.relative_to(base) if folder.is_relative_to(base) else Path()
         eyes = get_sensor(find_sensor(_names(images["ms"][0], base), images["ms"][0]) if sensor is None else sensor)
         name = _scene_name(name, inner, folder)
-        files.append(SceneFiles(name, layout, eyes, images, given.get(name, _acquisition(inner, layout))))
+        files.append(SceneFiles(name, layout, eyes, images, given.get(name, _acquisition(inner, layout, folder))))
     twice = {n for n in (f.name for f in files) if [f.name for f in files].count(n) > 1} if len({f.name for f in files}) < len(files) else ()
     if twice or (lost := set(given) - {f.name for f in files}):
         raise ValueError(f"{top}: two scenes would be called {sorted(twice)[0]!r}: read their folders one by one" if twice else f"{base / ACQUISITIONS} names the scene {sorted(lost)[0]!r}, which is not there")
@@ -470,11 +474,13 @@ def _scene_name(base: str, inner: Path, folder: Path) -> str:
     return "/".join(parts) if parts and not (len(parts) == 1 and base.isdigit()) else "/".join([folder.resolve().name, *parts])
 
 
-def _acquisition(inner: Path, layout: str) -> str:
-    "The acquisition as the folders tell it."
+def _acquisition(inner: Path, layout: str, folder: Path) -> str:
+    "The acquisition as the folders tell it; one that is named after a sensor alone tells nothing."
     if layout in ("NBU_PansharpRSData", "PanCollection"):
         return ""
-    return "/".join(part for part in inner.parts if part not in ("RR", "FR"))
+    alone = rf"(\d+ )?({'|'.join(SPELLINGS.values())}|{OTHERS})"
+    parts = [part for part in inner.parts if part not in ("RR", "FR") and not re.fullmatch(alone, plain_name(part))]
+    return "/".join(parts) or (folder.resolve().parent.name if layout == "PAirMax" else "")
 
 # %% ../nbs/34_readers.ipynb #0d71d070
 SPLITS = ("tune", "validation", "test")
