@@ -19,7 +19,7 @@ import yaml
 from .core import root
 from .sensors import get_sensor
 
-# %% ../nbs/35_catalog.ipynb #2d2cb762
+# %% ../nbs/35_catalog.ipynb #c214c947
 NEEDED = {"name": str, "sensor": str, "content": str, "resolution": str, "files": list, "terms": str, "registration": str, "pan_offset_px": (dict, type(None)), "manual": bool, "checked": str, "instructions": str}
 RESOLUTIONS = ("full", "reduced", "both")
 
@@ -42,6 +42,9 @@ def check_entry(
         get_sensor(entry["sensor"])
     if entry["resolution"] not in RESOLUTIONS or not re.fullmatch(r"[\w.-]+", entry["name"]):
         raise ValueError(f"{where}: resolution {entry['resolution']!r} should be one of {', '.join(RESOLUTIONS)}, and the name a plain file name")
+    for scene, shift in (entry["pan_offset_px"] or {}).items():
+        if not isinstance(scene, str) or not isinstance(shift, list) or len(shift) != 2 or not all(isinstance(v, float) for v in shift):
+            raise ValueError(f"{where}: pan_offset_px of {scene!r} should be two numbers (down, right) under the scene's name in quotes, got {shift!r}")
     check_entry_files(entry, where)
 
 

@@ -531,7 +531,7 @@ def read_split(
             raise ValueError(f"{path} spreads the acquisition {acquisition!r} over {', '.join(sorted(set(part['split'])))}: its tiles look alike, keep them in one split")
     return table
 
-# %% ../nbs/34_readers.ipynb #37045613
+# %% ../nbs/34_readers.ipynb #59e94400
 NOTE, TABLE = "real.json", "split.csv"
 
 
@@ -558,12 +558,13 @@ def link_scenes(
 
 def linked_scenes(
     folder: str | Path,  # from link_scenes
-) -> tuple[SceneList, SceneList]:  # for tuning, for scoring
+    splits: tuple = ("tune", "test"),  # of SPLITS
+) -> tuple:  # of SceneList, one per split
     "The real scenes of a target, read when they are asked for."
     note = json.loads((Path(folder) / NOTE).read_text(encoding="utf-8"))
     scenes = _target(note["sensor"], note["data"])
     table = read_split(Path(folder) / TABLE, {f.name: f.acquisition for f in scenes.files})
-    return tuple(scenes.pick(table.loc[table["split"] == split, "scene"]) for split in ("tune", "test"))
+    return tuple(scenes.pick(table.loc[table["split"] == split, "scene"]) for split in splits)
 
 
 def _target(name: str, data: str | Path) -> SceneList:

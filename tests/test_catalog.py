@@ -66,7 +66,8 @@ def test_the_committed_catalogue():
 @pytest.mark.parametrize("change, parts", [
     ({"sensor": "WV9"}, ["WV9"]), ({"resolution": "half"}, ["half", "reduced"]), ({"licence": "x"}, ["licence"]), ({"terms": None}, ["terms"]), ({"name": "../x"}, ["plain file name"]),
     ({"files": []}, ["https://"]), ({"files": [{"file": "a", "sha256": SUM, "address": "ftp://x"}]}, ["https://"]), ({"files": [{"file": "a", "sha256": SUM[:-1], "address": None}]}, ["64"]),
-    ({"files": [{"file": "../a", "sha256": SUM, "address": None}]}, ["without folders"]), ({"manual": True}, ["instructions"]), ({"manual": "yes"}, ["manual"])])
+    ({"files": [{"file": "../a", "sha256": SUM, "address": None}]}, ["without folders"]), ({"manual": True}, ["instructions"]), ({"manual": "yes"}, ["manual"]),
+    ({"pan_offset_px": {20: [0.1, 0.2]}}, ["in quotes"]), ({"pan_offset_px": {"20": [0.1]}}, ["two numbers"])])
 def test_an_unsound_entry_is_one_line(tmp_path, change, parts):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"entries": [entry(), entry(**({"name": "two"} | change))]}))

@@ -311,7 +311,7 @@ def test_what_is_no_scene(tmp_path):
 @pytest.mark.parametrize("layout", ["nbu", "stack"])
 def test_one_tile_at_a_time(tmp_path, layout, monkeypatch):
     """Listing reads no pixel; walking holds one scene, and its memory does not grow with the number of tiles."""
-    tiles, size = 24, 128
+    tiles, size = 20, 128
     nbu(tmp_path, tiles, size=size) if layout == "nbu" else stack(tmp_path / "qb.h5", tiles, size=size)
     reads, stored = [], readers._stored
     monkeypatch.setattr(readers, "_stored", lambda *a: reads.append(a) or stored(*a))
@@ -325,7 +325,6 @@ def test_one_tile_at_a_time(tmp_path, layout, monkeypatch):
         assert earlier() is None, "the scene before is still in memory"
         earlier = weakref.ref(scene)
         del scene
-        gc.collect()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * one < tiles * one / 3, f"{peak / one:.1f} tiles in memory"
@@ -433,6 +432,21 @@ def test_the_stage_simulates_nothing_for_it(study, monkeypatch):
             exec("".join(cell["source"]).replace('sensor = "WV2"', 'sensor = "QB"'), space)  # noqa: S102
     assert space["scenes"] == [] and sorted(p.name for p in (study / "data/simulated/scenes/QB").iterdir()) == ["real.json", "split.csv"]
     assert adapt.find_scenes("QB")[0][0].attrs["name"].startswith("2 QuickBird/")
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triples"])
+def test_adapting_to_real_scenes(study, kind):
+    """The stage adapt, with classical methods alone, on a target of pairs and on one of ready-made triples."""
+    if kind == "triples":
+        stack(study / "triples" / "test_qb.h5", 4, size=128)
+    table = readers.link_scenes("QB", "archive" if kind == "pairs" else "triples", study / "data" / "simulated" / "scenes" / "QB", seed=1)
+    (study / "metrics" / "adapt").mkdir(parents=True)
+    result = adapt.adapt_scenes("QB", load_params() | {"networks": [], "classical": ["EXP"]})
+    tested = table.loc[table["split"] == "test", "scene"]
+    assert list(dict.fromkeys(result.rows["scene"])) == list(tested) and set(result.rows["simulated"]) == {"no"}
+    assert set(result.rows["resolution"]) == ({"reduced", "full"} if kind == "pairs" else {"reduced"})
+    assert set(json.loads((study / "metrics" / "adapt" / "QB.json").read_text())) >= {"reduced"}
+    assert len(readers.linked_scenes(study / "data" / "simulated" / "scenes" / "QB", ("validation",))[0]) == (table["split"] == "validation").sum() > 0
 
 
 def test_a_given_triple_is_scored_as_it_is(tmp_path):
