@@ -58,11 +58,14 @@ def reduced_pair(
 ) -> dict:  # ms, pan, gt, perhaps mask and phase, as from protocol.wald_pair
     "The pair at reduced resolution: as given where the scene says that it is one, else by Wald's protocol."
     ms, pan, sensor = pair_tensors(scene)
+    options, ratio = pair_options(scene), sensor.ratio
     if scene.attrs.get("resolution") != "reduced":
-        return wald_pair(ms, pan, sensor, **pair_options(scene))
+        height, width = (n // ratio * ratio for n in ms.shape[2:])  # rows and columns left over at the lower right are cut
+        options |= {"mask": options["mask"][..., : height * ratio, : width * ratio]} if "mask" in options else {}
+        return wald_pair(ms[..., :height, :width], pan[..., : height * ratio, : width * ratio], sensor, **options)
     if "gt" not in scene:
         raise ValueError(f"{scene.attrs['name']} is marked as reduced but has no reference: give gt to make_scene, or leave out resolution='reduced'")
-    return {"ms": ms, "pan": pan, "gt": torch.from_numpy(scene["gt"].values.astype(np.float32))[None], **pair_options(scene)}
+    return {"ms": ms, "pan": pan, "gt": torch.from_numpy(scene["gt"].values.astype(np.float32))[None], **options}
 
 # %% ../nbs/26_evaluate.ipynb #54f7c8fa
 def as_method(

@@ -461,6 +461,19 @@ def test_a_given_triple_is_scored_as_it_is(tmp_path):
     one_line(lambda: score_scene(lost, classical_methods(["EXP"])), "no reference")
 
 
+def test_a_pair_that_is_no_multiple_of_the_ratio(tmp_path):
+    x = content(size=328)  # MS 86 x 82
+    tif(tmp_path / "QB_ms.tif", x["ms"]), tif(tmp_path / "QB_pan.tif", x["pan"])
+    scene = read_scenes(tmp_path)[0]
+    assert np.array_equal(reduced_pair(scene)["gt"][0], x["ms"][:, :84, :80])
+    scene["valid"] = scene["pan"] > 0
+    scene["valid"][:40, :40] = False
+    small = reduced_pair(scene)
+    assert small["mask"].shape[2:] == small["pan"].shape[2:] == (84, 80) and not small["mask"][..., :10, :10].any()
+    rows, images = score_scene(scene, classical_methods(["EXP"]))
+    assert images["full"]["EXP"].shape[2:] == (344, 328) and rows["ergas"].notna().any()
+
+
 def images_of(made):
     import torch
 
