@@ -170,6 +170,10 @@ def find_scenes(
     folder = root() / "data" / "simulated" / "scenes" / name
     if not folder.is_dir():
         raise FileNotFoundError(f"No scenes at {folder}: run the stage synthesize_scenes first")
+    if (folder / "real.json").is_file():  # this target's scenes are real and stay where they lie
+        from pansharp_study.readers import linked_scenes
+
+        return linked_scenes(folder)
     return tuple([read_scene(p) for p in sorted(folder.glob(f"{kind}_*.nc"))] for kind in ("tune", "test"))
 
 # %% ../nbs/27_adapt.ipynb #4c0b5cfd

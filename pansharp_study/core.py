@@ -35,8 +35,8 @@ def root() -> Path:  # the folder that holds settings.ini and params.yaml
 # %% ../nbs/00_core.ipynb #2d591032
 SCALES = ("laptop", "h100")
 _range, _number = list, (int, float)
-SENSOR_SCHEMA = {"seed": int, "haze": _range, "noise_dn": _number, "pan_leak": _number, "sharpness": _number}
 _frame = {"guided": bool, "substitution": bool, "matched": bool, "informed": bool, "back_project": int}  # the outer part of every network
+SENSOR_SCHEMA = {"seed": int, "haze": _range, "noise_dn": _number, "pan_leak": _number, "sharpness": _number, "data": str}
 SCHEMA = {
     "scale": str, "seed": int, "threads": int, "sensors": SENSOR_SCHEMA,
     "targets": list, "networks": list, "band_counts": list, "classical": list,
@@ -120,6 +120,9 @@ def load_params(
         raise ValueError(f"params.yaml: scale = {scale!r} should be one of {', '.join(SCALES)}")
     params = at_scale({**params, "scale": scale}, scale)
     sensors = params.get("sensors") if isinstance(params.get("sensors"), dict) else {}
+    for section in sensors.values():
+        if isinstance(section, dict):
+            section.setdefault("data", "simulated")
     _check(params, {**SCHEMA, "sensors": dict.fromkeys(sensors or ["WV2"], SENSOR_SCHEMA)}, "")
     unknown = [name for name in params["targets"] if name not in params["sensors"]]
     if unknown:

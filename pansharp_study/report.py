@@ -398,8 +398,11 @@ def describe_setting(
         return (f"**{sensor.name}, real pair: nothing was scored, because the pair is not on this machine.** "
                 "`data/available.csv` says what to put where; no simulated figure takes its place.")
     a, scenes = params["adapt"], rows["scene"].nunique()
-    data = ("a **real** satellite pair; no pictures of it are shown, since its terms do not clearly allow that" if real else
-            f"**simulated** scenes ({params['synthesize_scenes']['size']} PAN pixels square) with this sensor's published responses and MTF")
+    if not real and set(rows["simulated"]) == {"no"}:
+        data = "**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; no pictures of them are shown, since terms differ"
+    else:
+        data = ("a **real** satellite pair; no pictures of it are shown, since its terms do not clearly allow that" if real else
+                f"**simulated** scenes ({params['synthesize_scenes']['size']} PAN pixels square) with this sensor's published responses and MTF")
     return (f"| | |\n|---|---|\n| satellite | {sensor.name}, {len(scene_bands(name))} bands: {', '.join(scene_bands(name))} |\n"
             f"| data | {data} |\n| radiometry | {sensor.bits} bits, 0 to {sensor.peak} DN |\n| ratio | {sensor.ratio} |\n"
             f"| scored scenes | {scenes} |\n| one-shot tuning | {tuned}, {a['steps']} steps of {a['batch']} crops of {a['size']} pixels |\n"
