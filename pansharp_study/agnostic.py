@@ -97,13 +97,22 @@ class BandSet(nn.Module):
         told: torch.Tensor,  # as in `inputs`
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
-        (batch, bands, height, width), s = lms.shape, self.stride
-        common, own, details = self.inputs(lms, told)
+        return self.output(self.features(lms, told), lms, told)
+
+    def features(self, lms: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        "What the head is given: (B*C,width,H/stride,W/stride)."
+        (batch, _, height, width), s = lms.shape, self.stride
+        common, own, _ = self.inputs(lms, told)
         fill = (s, s + -width % s, s, s + -height % s)
         common, own = (F.pixel_unshuffle(F.pad(x, fill, mode="replicate"), s) for x in (common, own.flatten(0, 1)))
         x = torch.relu(to_bands(self.stem_band(own), self.stem_common(common)))
-        for block in [*self.body, self.head[0]]:
+        for block in self.body:
             x = block(x, batch)
-        x = torch.relu(F.pixel_shuffle(self.head[1](x), s))
+        return x
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features and of classical detail, (B,C,H,W)."
+        (batch, bands, height, width), details = lms.shape, self.inputs(lms, told)[2]
+        x = torch.relu(F.pixel_shuffle(self.head[1](self.head[0](features, batch)), self.stride))
         maps = self.head[2](x)[..., :height, :width].unflatten(0, (batch, bands))
         return sum((maps[:, :, k + 1] * d for k, d in enumerate(details)), maps[:, :, 0])
