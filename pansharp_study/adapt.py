@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARADIGMS', 'WHOLE', 'MARGIN', 'SHARES', 'ENOUGH', 'WORTH_IT', 'CHECKS', 'LARGEST', 'WAYS', 'mirrored', 'views',
-           'prepared', 'fuse_prepared', 'cut_rows', 'pair_crops', 'frozen_table', 'band_error', 'inconsistency',
-           'prepared_full', 'Average', 'choose_share', 'Tuned', 'peak_memory_mb', 'taught_and_kept', 'tune', 'one_step',
-           'held_out_error', 'full_views', 'adapted', 'supervise', 'Adapted', 'halves', 'find_scenes', 'adapt_scenes',
-           'registration', 'central', 'save_results']
+           'prepared', 'fuse_prepared', 'cut_rows', 'pair_crops', 'frozen_table', 'band_error', 'angle',
+           'inconsistency', 'prepared_full', 'Average', 'choose_share', 'Tuned', 'peak_memory_mb', 'taught_and_kept',
+           'tune', 'one_step', 'held_out_error', 'full_views', 'adapted', 'supervise', 'Adapted', 'halves',
+           'find_scenes', 'adapt_scenes', 'registration', 'central', 'save_results']
 
 # %% ../nbs/27_adapt.ipynb #bb8aaea3
 import copy
@@ -140,7 +140,7 @@ def frozen_table(
     rows = [{"network": model.name, "group": n.split(".")[1], "tensors": 1, "parameters": p.numel(), "frozen": n in frozen} for n, p in model.named_parameters()]
     return pd.DataFrame(rows).groupby(["network", "group", "frozen"], sort=False).sum().reset_index()
 
-# %% ../nbs/27_adapt.ipynb #3b0a6b18
+# %% ../nbs/27_adapt.ipynb #543d66d0
 MARGIN = (..., slice(4, -4), slice(4, -4))
 
 
@@ -153,6 +153,20 @@ def band_error(
     if "mask" not in seen:
         return apart.mean()
     valid = seen["mask"][MARGIN].expand_as(apart)
+    return torch.where(valid, apart, 0).sum() / valid.sum().clamp_min(1)
+
+
+def angle(
+    fused: torch.Tensor,  # (B,C,H,W) DN
+    seen: dict,  # with gt, perhaps mask
+) -> torch.Tensor:  # scalar, radians
+    "Mean spectral angle over valid pixels, smooth at 0."
+    a, b = fused[MARGIN], seen["gt"][MARGIN]
+    cosine = (a * b).sum(1, keepdim=True) / (a.norm(dim=1, keepdim=True) * b.norm(dim=1, keepdim=True)).clamp_min(1e-6)
+    apart = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+    if "mask" not in seen:
+        return apart.mean()
+    valid = seen["mask"][MARGIN]
     return torch.where(valid, apart, 0).sum() / valid.sum().clamp_min(1)
 
 
@@ -186,7 +200,7 @@ def prepared_full(
     alpha = solve(flat @ flat.mT + 1e-3 * flat.shape[2] * torch.eye(flat.shape[1]).to(flat), flat @ explained.mT)
     return seen | {"beyond": beyond, "alpha": alpha[..., None].expand_as(shown)}
 
-# %% ../nbs/27_adapt.ipynb #48eb55cd
+# %% ../nbs/27_adapt.ipynb #317efd5c
 SHARES, ENOUGH, WORTH_IT = (0.25, 0.5, 0.75, 1.0), 0.9, 0.01
 
 
@@ -230,10 +244,13 @@ class Average:
 
 
 def choose_share(
-    errors: dict,  # share of the way -> error on the rows kept aside; 0 is the start
+    errors: dict,  # share of the way -> error and spectral angle on the rows kept aside; 0 is the start
 ) -> float:
-    "The smallest share with nearly all of the gain; 0 if that is not worth it."
-    gains = {share: 1 - error / errors[0] for share, error in errors.items()}
+    "The smallest share with nearly all of the gain; 0 if that is not worth it, or costs colour."
+    (error0, angle0), gains = errors[0], {}
+    for share, (error, angle) in errors.items():
+        if angle <= angle0:
+            gains[share] = 1 - math.sqrt(error / error0 * angle / angle0)
     best = max(gains.values())
     return 0.0 if best < WORTH_IT else min(s for s, gain in gains.items() if gain >= ENOUGH * best)
 
@@ -290,7 +307,7 @@ def taught_and_kept(
                 kept[-1]["features"] = model.network.features(kept[-1]["shown"], kept[-1]["told"])
     return taught, kept
 
-# %% ../nbs/27_adapt.ipynb #cee991f7
+# %% ../nbs/27_adapt.ipynb #cfe54eba
 def tune(
     model: Pansharpener,  # left unchanged
     pairs: dict | list,  # one or several reduced-resolution pairs with references, see protocol.wald_pair
@@ -315,7 +332,7 @@ def tune(
     extra = full_views(model, full, device) if full and params["consistency"] else None
     optimiser = torch.optim.AdamW(average.parameters, lr=lr, weight_decay=0.0)
     found, spent, every = {"losses": []}, [], max(1, params["steps"] // CHECKS)
-    errors, best, weights = {0: held_out_error(model, kept)}, math.inf, average.start
+    errors, best, weights = {0: held_out_error(model, kept)}, (math.inf, math.inf), average.start
     for step in tqdm(range(params["steps"]), unit="step", leave=False, mininterval=2):
         now = time.perf_counter()
         optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * step / params["steps"]))
@@ -326,22 +343,23 @@ def tune(
                 if watch:
                     watch(step + 1, model.eval())
                     model.train()
-                if (error := held_out_error(model, kept)) < best:
+                if math.prod(error := held_out_error(model, kept)) < math.prod(best):
                     best, weights, found["step"] = error, [w.clone() for w in average.mean], step + 1
     for share in SHARES[:-1] if anchored else ():
         with average.worn(weights, share):
             errors[share] = held_out_error(model, kept)
-    found["share"] = choose_share(errors | {1.0: best}) if anchored else float(best < errors[0])
+    found["share"] = choose_share(errors | {1.0: best}) if anchored else 1.0
     average.put([a.lerp(b, found["share"]) for a, b in zip(average.start, weights)])
-    found["held_out"] = (errors | {1.0: best})[found["share"]] / errors[0]
+    found["held_out"] = (errors | {1.0: best})[found["share"]][0] / errors[0][0]
     model.requires_grad_(True)
     return Tuned(model.eval(), n_pairs=len(pairs), seconds=time.perf_counter() - begin, seconds_per_step=numbers.median(spent), peak_memory_mb=peak_memory_mb(device), **found)
 
-# %% ../nbs/27_adapt.ipynb #d1586e91
+# %% ../nbs/27_adapt.ipynb #26f66992
 def one_step(model, taught, params, generator, optimiser, average, *, freeze, pull=0.0, extra=None) -> float:  # see tune
     "Crops, loss, gradient, step, mean of the weights."
     b = pair_crops(taught, params["batch"], params["size"], generator, getattr(model.network, "stride", 1))
-    loss = band_error(fuse_prepared(model, b, freeze=freeze), b)
+    fused = fuse_prepared(model, b, freeze=freeze)
+    loss = band_error(fused, b) + params["spectral"] * angle(fused, b)
     if extra:
         b = pair_crops(extra["views"], params["batch"], params["size"], generator)
         loss = loss + params["consistency"] * inconsistency(fuse_prepared(model, b, freeze=freeze), b, extra["gains"], extra["phase"])
@@ -354,9 +372,10 @@ def one_step(model, taught, params, generator, optimiser, average, *, freeze, pu
 
 
 @torch.no_grad()
-def held_out_error(model: Pansharpener, kept: list) -> float:
-    "Mean error on rows that tuning does not see."
-    return sum(float(band_error(fuse_prepared(model, k), k)) for k in kept) / len(kept)
+def held_out_error(model: Pansharpener, kept: list) -> tuple[float, float]:
+    "Mean error and spectral angle on rows that tuning does not see."
+    fused = [fuse_prepared(model, k) for k in kept]
+    return tuple(sum(float(f(x, k)) for x, k in zip(fused, kept)) / len(kept) for f in (band_error, angle))
 
 
 def full_views(model: Pansharpener, full: dict, device: torch.device) -> dict:
