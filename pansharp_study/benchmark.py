@@ -364,7 +364,7 @@ def network_rows(
         rows += rows_of(item, memory[known], resolutions, paradigm=paradigm, tuned_on=taught, **(labels | {"mark": ""}))
     return pd.DataFrame(rows).reindex(columns=ROW), pd.DataFrame(curve).reindex(columns=ROW), left_out
 
-# %% ../nbs/36_benchmark.ipynb #9a319c8c
+# %% ../nbs/36_benchmark.ipynb #64e72ae1
 def job_name(key: tuple, network: str, seed: int) -> str:
     "File name of a job."
     return re.sub(r"[^\w.-]+", "_", f"{key[0]}__{key[1]}__{network or 'classical'}__{seed}")
@@ -423,7 +423,8 @@ def run(
         else:
             scored = Item(sensor, *key, [], [p for p in acquisitions(pairs)[key] if p.role != "tune"])
             rows = classical_rows(scored, resolutions=options.get("resolutions", ("reduced", "full"))) if not network else pd.DataFrame(columns=ROW)
-        save_table(rows, path)
+        save_table(rows, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)  # a job that was killed leaves no half a file
         save_table(pd.DataFrame(missing, columns=["sensor", "reason"]).drop_duplicates(), out / f"missing_{share[0]}.csv")
         print(f"{i + 1}/{len(jobs)} {path.stem}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return 0

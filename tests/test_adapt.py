@@ -5,8 +5,20 @@ import math
 import pytest
 import torch
 
-from pansharp_study.adapt import (PARADIGMS, adapted, band_error, choose_share, cut_rows, frozen_table, fuse_prepared, mirrored, pair_crops, prepared,
-                                  tune, views)
+from pansharp_study.adapt import (
+    PARADIGMS,
+    adapted,
+    band_error,
+    choose_share,
+    cut_rows,
+    frozen_table,
+    fuse_prepared,
+    mirrored,
+    pair_crops,
+    prepared,
+    tune,
+    views,
+)
 from pansharp_study.core import load_params, seeded
 from pansharp_study.models import create_model, list_models
 from pansharp_study.protocol import degrade, upsample

@@ -7,7 +7,23 @@ import torch
 from PIL import Image
 
 from pansharp_study import benchmark
-from pansharp_study.benchmark import ROW, SMALLEST, Pair, acquisitions, gains, halved, item_of, jobs_of, load_pairs, main, ndvi_error, network_rows, read_missing, read_rows, save_pairs
+from pansharp_study.benchmark import (
+    ROW,
+    SMALLEST,
+    Pair,
+    acquisitions,
+    gains,
+    halved,
+    item_of,
+    jobs_of,
+    load_pairs,
+    main,
+    ndvi_error,
+    network_rows,
+    read_missing,
+    read_rows,
+    save_pairs,
+)
 from pansharp_study.core import load_params, seeded
 from pansharp_study.models import create_model
 from pansharp_study.protocol import upsample, wald_pair
