@@ -200,8 +200,8 @@ def prepared_full(
     alpha = solve(flat @ flat.mT + 1e-3 * flat.shape[2] * torch.eye(flat.shape[1]).to(flat), flat @ explained.mT)
     return seen | {"beyond": beyond, "alpha": alpha[..., None].expand_as(shown)}
 
-# %% ../nbs/27_adapt.ipynb #7e4fdb04
-SHARES, ENOUGH, WORTH_IT = (0.25, 0.5, 0.75, 1.0), 0.85, 0.01
+# %% ../nbs/27_adapt.ipynb #177d8fdd
+SHARES, ENOUGH, WORTH_IT = (0.25, 0.5, 0.75, 1.0), 0.85, 0.07
 
 
 class Average:
@@ -307,7 +307,7 @@ def taught_and_kept(
                 kept[-1]["features"] = model.network.features(kept[-1]["shown"], kept[-1]["told"])
     return taught, kept
 
-# %% ../nbs/27_adapt.ipynb #2de1340f
+# %% ../nbs/27_adapt.ipynb #6b1d1b81
 def tune(
     model: Pansharpener,  # left unchanged
     pairs: dict | list,  # one or several reduced-resolution pairs with references, see protocol.wald_pair
@@ -335,8 +335,9 @@ def tune(
     errors, best, weights = {0: held_out_error(model, kept)}, (math.inf, math.inf), average.start
     for step in tqdm(range(params["steps"]), unit="step", leave=False, mininterval=2):
         now = time.perf_counter()
-        optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * step / params["steps"]))
-        found["losses"].append(one_step(model, taught, params, seeded(*seed, step), optimiser, average, freeze=freeze, pull=params["pull"] * anchored, extra=extra))
+        rate = min(1, (step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * step / params["steps"]))
+        optimiser.param_groups[0]["lr"] = lr * rate
+        found["losses"].append(one_step(model, taught, params, seeded(*seed, step), optimiser, average, freeze=freeze, pull=params["pull"] * rate * anchored, extra=extra))
         spent.append(time.perf_counter() - now)
         if (step + 1) % every == 0 or step + 1 == params["steps"]:
             with average.worn(average.mean):
@@ -356,7 +357,7 @@ def tune(
     model.requires_grad_(True)
     return Tuned(model.eval(), n_pairs=len(pairs), seconds=time.perf_counter() - begin, seconds_per_step=numbers.median(spent), peak_memory_mb=peak_memory_mb(device), **found)
 
-# %% ../nbs/27_adapt.ipynb #26f66992
+# %% ../nbs/27_adapt.ipynb #3ea8c14e
 def one_step(model, taught, params, generator, optimiser, average, *, freeze, pull=0.0, extra=None) -> float:  # see tune
     "Crops, loss, gradient, step, mean of the weights."
     b = pair_crops(taught, params["batch"], params["size"], generator, getattr(model.network, "stride", 1))
@@ -369,7 +370,7 @@ def one_step(model, taught, params, generator, optimiser, average, *, freeze, pu
     loss.backward()
     torch.nn.utils.clip_grad_norm_(average.parameters, 1.0)
     optimiser.step()
-    average.update(min(1.0, pull * optimiser.param_groups[0]["lr"]))
+    average.update(pull)
     return float(loss.detach())
 
 

@@ -9,7 +9,7 @@ __all__ = ['SCHEMA_VERSION', 'LABELS', 'INDICES', 'COSTS', 'ROW', 'SMALLEST', 'R
            'network_rows', 'job_name', 'jobs_of', 'done', 'run', 'read_rows', 'read_missing', 'summary', 'gains',
            'main']
 
-# %% ../nbs/36_benchmark.ipynb #916266ba
+# %% ../nbs/36_benchmark.ipynb #62c8daf9
 import argparse
 import csv
 import json
@@ -34,7 +34,7 @@ from .tables import save_table
 from .weights import load_pretrained, manifest
 
 SCHEMA_VERSION = 1
-LABELS = ("schema_version", "sensor", "acquisition", "scene", "simulated", "split", "method", "network", "weights_sha256", "paradigm", "seed", "tuned_on", "n_pairs", "steps", "best_step", "share")
+LABELS = ("schema_version", "sensor", "acquisition", "scene", "simulated", "split", "method", "network", "weights_sha256", "paradigm", "seed", "tuned_on", "n_pairs", "steps", "best_step", "share", "held_out")
 INDICES = ("sam_deg", "ergas", "q2n", "psnr_db", "hqnr", "d_lambda_k", "d_s", "d_rho", "ndvi_mae")
 COSTS = ("seconds", "seconds_per_step", "peak_memory_mb", "fuse_seconds", "device")
 ROW = (*LABELS, "resolution", *INDICES, *COSTS)
@@ -287,14 +287,14 @@ def score_pair(
         rows.append({"resolution": resolution, "fuse_seconds": spent} | scores)
     return rows
 
-# %% ../nbs/36_benchmark.ipynb #14a3eb31
+# %% ../nbs/36_benchmark.ipynb #250f33d3
 def label(item: Item, method: str, tuned: Tuned, *, network: str = "", paradigm: str, seed: int, mark: str = "", tuned_on=None) -> dict:
     "What a row says of itself, apart from scores."
     names = [p.name for p in (item.tuning if tuned_on is None else tuned_on)] if tuned.n_pairs else []
     device = next(tuned.network.parameters()).device.type if tuned.network is not None else "cpu"
     return {"schema_version": SCHEMA_VERSION, "sensor": item.sensor.name, "acquisition": item.acquisition, "simulated": item.split == "simulated", "split": item.split,
             "method": method, "network": network, "weights_sha256": mark, "paradigm": paradigm, "seed": seed, "tuned_on": "; ".join(names), "n_pairs": tuned.n_pairs,
-            "steps": len(tuned.losses), "best_step": tuned.step, "share": tuned.share, "seconds": tuned.seconds, "seconds_per_step": tuned.seconds_per_step,
+            "steps": len(tuned.losses), "best_step": tuned.step, "share": tuned.share, "held_out": tuned.held_out, "seconds": tuned.seconds, "seconds_per_step": tuned.seconds_per_step,
             "peak_memory_mb": tuned.peak_memory_mb, "device": device}
 
 
