@@ -59,7 +59,7 @@ def views(
     four = (pair, upside, mirrored(pair, 3, phase), mirrored(upside, 3, phase))
     return [{k: (x.mT if turned else x).contiguous() for k, x in p.items()} for p in four for turned in (False, True)]
 
-# %% ../nbs/27_adapt.ipynb #9da2d4ba
+# %% ../nbs/27_adapt.ipynb #ad044a15
 WHOLE = ("std", "scale", "spread")  # of the whole image, not on a grid
 
 
@@ -90,11 +90,12 @@ def fuse_prepared(
     freeze: bool = False,  # no gradient for what comes before the head
 ) -> torch.Tensor:  # (B,C,H,W) DN
     "The same as calling the network, from what it is shown."
-    features = seen.get("features")
-    if features is None:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze):
-            features = model.network.features(seen["shown"], seen["told"])
-    fused = seen["base"] + seen["std"] * model.network.output(features, seen["shown"], seen["told"])
+    features, shown = seen.get("features"), (seen["shown"], seen["told"])
+    if features is None and freeze and hasattr(model.network, "features"):
+        with torch.no_grad():
+            features = model.network.features(*shown)
+    detail = model.network(*shown) if features is None else model.network.output(features, *shown)
+    fused = seen["base"] + seen["std"] * detail
     if not model.back_project:
         return fused
     return back_projection(fused, seen["ms"], fused.shape[-1] // seen["ms"].shape[-1], spread=seen.get("spread"), steps=model.back_project)
@@ -254,7 +255,7 @@ def choose_share(
     best = max(gains.values())
     return 0.0 if best < WORTH_IT else min(s for s, gain in gains.items() if gain >= ENOUGH * best)
 
-# %% ../nbs/27_adapt.ipynb #9311fa59
+# %% ../nbs/27_adapt.ipynb #3d36c29d
 CHECKS = 10  # looks at the rows kept aside
 LARGEST = 2**30  # bytes of features kept; a larger pair asks the frozen part at each step
 
@@ -299,10 +300,10 @@ def taught_and_kept(
             raise ValueError(f"A pair with {rows} MS rows is too small to tune on and decide by: want 16 or more at reduced resolution")
         whole = {k: pair[k].to(device) for k in ("ms", "pan", "gt", "mask") if k in pair}
         ratio = whole["pan"].shape[-1] // whole["ms"].shape[-1]
-        cached = freeze and ratio % stride == 0 and 1600 * whole["gt"].numel() / stride**2 < LARGEST / len(pairs)  # eight views, some fifty maps of four bytes each, per band at most
+        cached = freeze and hasattr(model.network, "features") and ratio % stride == 0 and 1600 * whole["gt"].numel() / stride**2 < LARGEST / len(pairs)  # eight views, some fifty maps of four bytes each, per band at most
         taught += [prepared(model, view, phase=phase, features=cached) for view in views(cut_rows(whole, 0, rows - rows // 4), phase)]
         kept.append(cut_rows(prepared(model, whole, phase=phase), rows - rows // 4, rows))
-        if freeze:
+        if cached:
             with torch.no_grad():
                 kept[-1]["features"] = model.network.features(kept[-1]["shown"], kept[-1]["told"])
     return taught, kept

@@ -287,7 +287,7 @@ def score_pair(
         rows.append({"resolution": resolution, "fuse_seconds": spent} | scores)
     return rows
 
-# %% ../nbs/36_benchmark.ipynb #250f33d3
+# %% ../nbs/36_benchmark.ipynb #2e73a279
 def label(item: Item, method: str, tuned: Tuned, *, network: str = "", paradigm: str, seed: int, mark: str = "", tuned_on=None) -> dict:
     "What a row says of itself, apart from scores."
     names = [p.name for p in (item.tuning if tuned_on is None else tuned_on)] if tuned.n_pairs else []
@@ -314,7 +314,7 @@ def classical_rows(
     for name in methods or METHODS:
         for p in item.testing:
             told = label(item, name, Tuned(None, []), paradigm="classical", seed=0)
-            rows += [told | {"scene": p.name} | s for s in score_pair(lambda ms, pan, sensor, name=name: METHODS[name](ms, pan, sensor, border="reflect"), p, resolutions)]
+            rows += [told | {"scene": p.name} | s for s in score_pair(lambda ms, pan, sensor, name=name: METHODS[name](ms.cpu(), pan.cpu(), sensor, border="reflect"), p, resolutions)]
     return pd.DataFrame(rows).reindex(columns=ROW)
 
 # %% ../nbs/36_benchmark.ipynb #ed270a66
