@@ -77,7 +77,8 @@ class BandSet(nn.Module):
             raise ValueError(f"width must be a multiple of 4, got {width}")
         self.stride, self.details, self.facts, cell = stride, details, facts, stride**2
         shared = min(-(-width // 32) * 8, width // 2)  # a multiple of 8 where it can be, which matrix units like
-        self.stem_common, self.stem_band = nn.Conv2d((1 + details) * cell + facts, width, 3, bias=False), nn.Conv2d((2 + details) * cell, width, 3)
+        self.stem_common, self.stem_band = nn.Conv2d((1 + details) * cell, width, 3, bias=False), nn.Conv2d((2 + details) * cell, width, 3)
+        self.stem_facts = nn.Linear(facts, width, bias=False) if facts else None
         self.body = nn.ModuleList(SetBlock(width, shared) for _ in range(depth - 1))
         self.head = nn.ModuleList([SetBlock(width, shared), nn.Conv2d(width, FINE * cell, 3, padding=1), nn.Conv2d(FINE, 1 + 2 * details, 3, padding=1)])
         nn.init.zeros_(self.head[-1].weight)
@@ -87,10 +88,10 @@ class BandSet(nn.Module):
         self,
         lms: torch.Tensor,  # (B,C,H,W) normalised
         told: torch.Tensor,  # (B,1+details*(1+C)+facts,H,W): PAN, then for each kind of detail the common one and those of the bands, then facts
-    ) -> tuple[torch.Tensor, torch.Tensor, list, torch.Tensor]:  # common (B,n,H,W); of each band (B,C,m,H,W); classical details (B,1 or C,H,W); facts (B,facts,1,1)
+    ) -> tuple[torch.Tensor, torch.Tensor, list, torch.Tensor]:  # common (B,n,H,W); of each band (B,C,m,H,W); classical details (B,1 or C,H,W); facts (B,facts)
         "What all bands share, and what each has for itself."
         pan, *details, facts = told.split([1, *[1, lms.shape[1]] * self.details, self.facts], 1)
-        return torch.cat([pan, *details[::2]], 1), torch.stack([lms, pan - lms, *details[1::2]], 2), details, facts[:, :, :1, :1]
+        return torch.cat([pan, *details[::2]], 1), torch.stack([lms, pan - lms, *details[1::2]], 2), details, facts[:, :, 0, 0]
 
     def forward(
         self,
@@ -98,14 +99,25 @@ class BandSet(nn.Module):
         told: torch.Tensor,  # as in `inputs`
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
-        (batch, bands, height, width), s = lms.shape, self.stride
-        common, own, details, facts = self.inputs(lms, told)
+        return self.output(self.features(lms, told), lms, told)
+
+    def features(self, lms: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        "What the head is given: (B*C,width,H/stride,W/stride)."
+        (batch, _, height, width), s = lms.shape, self.stride
+        common, own, _, facts = self.inputs(lms, told)
         fill = (s, s + -width % s, s, s + -height % s)
         common, own = (F.pixel_unshuffle(F.pad(x, fill, mode="replicate"), s) for x in (common, own.flatten(0, 1)))
-        common = torch.cat([common, facts.expand(*facts.shape[:2], *common.shape[2:])], 1)
-        x = torch.relu(to_bands(self.stem_band(own), self.stem_common(common)))
-        for block in [*self.body, self.head[0]]:
+        common = self.stem_common(common)
+        if self.stem_facts is not None:
+            common = common + self.stem_facts(facts)[..., None, None]
+        x = torch.relu(to_bands(self.stem_band(own), common))
+        for block in self.body:
             x = block(x, batch)
-        x = torch.relu(F.pixel_shuffle(self.head[1](x), s))
+        return x
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features and of classical detail, (B,C,H,W)."
+        (batch, bands, height, width), details = lms.shape, self.inputs(lms, told)[2]
+        x = torch.relu(F.pixel_shuffle(self.head[1](self.head[0](features, batch)), self.stride))
         maps = self.head[2](x)[..., :height, :width].unflatten(0, (batch, bands))
         return sum((maps[:, :, k + 1] * d for k, d in enumerate(details)), maps[:, :, 0])

@@ -35,7 +35,15 @@ class PNN(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
-        return self.head(self.body(F.pad(torch.cat([lms, pan], 1), (8, 8, 8, 8), mode="replicate")))
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given; two pixels wider on each side."
+        return self.body(F.pad(torch.cat([lms, pan], 1), (8, 8, 8, 8), mode="replicate"))
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return self.head(features)
 
 # %% ../nbs/21_cnn.ipynb #0984450a
 def high_pass(
@@ -71,8 +79,16 @@ class PanNet(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first; the guides are details already
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given."
         seen = torch.cat([high_pass(torch.cat([lms, pan[:, :1]], 1)), pan[:, 1:]], 1)
-        return self.head(self.body(torch.relu(self.stem(F.pad(seen, (1, 1, 1, 1), mode="replicate")))))
+        return self.body(torch.relu(self.stem(F.pad(seen, (1, 1, 1, 1), mode="replicate"))))
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return self.head(features)
 
 # %% ../nbs/21_cnn.ipynb #45525514
 class MultiScale(nn.Module):
@@ -117,8 +133,16 @@ class MSDCNN(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add; a margin keeps the zeros of padded borders away."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given; six pixels wider on each side."
         x = F.pad(torch.cat([lms, pan], 1), (6, 6, 6, 6), mode="replicate")
-        return self.head(torch.cat([self.deep(x), self.shallow(x)], 1))[..., 6:-6, 6:-6]
+        return torch.cat([self.deep(x), self.shallow(x)], 1)
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return self.head(features)[..., 6:-6, 6:-6]
 
 # %% ../nbs/21_cnn.ipynb #c098040b
 class ResidualBlock(nn.Module):
@@ -162,5 +186,13 @@ class FusionNet(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail, in standard deviations of each band
         "Predict the detail to add."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given."
         seen = torch.cat([pan[:, :1] - lms, pan[:, 1:]], 1)
-        return self.head(self.body(torch.relu(self.stem(F.pad(seen, (1, 1, 1, 1), mode="replicate")))))
+        return self.body(torch.relu(self.stem(F.pad(seen, (1, 1, 1, 1), mode="replicate"))))
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return self.head(features)

@@ -161,6 +161,10 @@ class PanMamba(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given: one vector per token."
         h, w = pan.shape[2:]
         fill = (0, -w % self.stride, 0, -h % self.stride)
         lms, pan = F.pad(lms, fill, mode="replicate"), F.pad(pan, fill, mode="replicate")
@@ -168,4 +172,8 @@ class PanMamba(nn.Module):
         told = self.embed_pan(F.pixel_unshuffle(pan, self.stride))
         for block, recalibrate in zip(self.blocks, self.recalibrate):
             ms = recalibrate(block(ms, told))
-        return F.pixel_shuffle(self.head(ms), self.stride)[..., :h, :w]
+        return ms
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return F.pixel_shuffle(self.head(features), self.stride)[..., : lms.shape[2], : lms.shape[3]]

@@ -116,6 +116,10 @@ class PanFormer(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given: one vector per token, windows filled up."
         h, w = pan.shape[2:]
         step = self.stride * self.window
         fill = (0, -w % step, 0, -h % step)
@@ -124,7 +128,11 @@ class PanFormer(nn.Module):
         told = self.embed_pan(F.pixel_unshuffle(pan, self.stride))
         for block, recalibrate in zip(self.blocks, self.recalibrate):
             ms = recalibrate(block(ms, told))
-        return F.pixel_shuffle(self.head(ms), self.stride)[..., :h, :w]
+        return ms
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return F.pixel_shuffle(self.head(features), self.stride)[..., : lms.shape[2], : lms.shape[3]]
 
 # %% ../nbs/22_transformer.ipynb #eba05bc4
 class ChannelNorm(nn.Module):
@@ -220,7 +228,14 @@ class PanRestormer(nn.Module):
         pan: torch.Tensor,  # (B,told,H,W) normalised, PAN first
     ) -> torch.Tensor:  # (B,C,H,W) detail
         "Predict the detail to add."
+        return self.output(self.features(lms, pan), lms, pan)
+
+    def features(self, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head is given: one vector per token."
         height, width = pan.shape[2:]
         x = F.pad(torch.cat([pan[:, :1] - lms, pan], 1), (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        x = self.embed(F.pixel_unshuffle(x, self.stride))
-        return F.pixel_shuffle(self.head(self.blocks(x)), self.stride)[..., :height, :width]
+        return self.blocks(self.embed(F.pixel_unshuffle(x, self.stride)))
+
+    def output(self, features: torch.Tensor, lms: torch.Tensor, pan: torch.Tensor) -> torch.Tensor:
+        "What the head makes of the features, (B,C,H,W)."
+        return F.pixel_shuffle(self.head(features), self.stride)[..., : lms.shape[2], : lms.shape[3]]
