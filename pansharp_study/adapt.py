@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .core import root, seeded, settle
 from .data import read_scene
-from .evaluate import as_method, classical_methods, pair_options, pair_tensors, score_scene
+from .evaluate import as_method, classical_methods, pair_options, pair_tensors, reduced_pair, score_scene
 from .models import Pansharpener, back_projection, create_model, load_weights, low_pass, matched_spread, solve, statistics, substitution_guides
 from .protocol import degrade, upsample, wald_pair
 from .register import registration_views, residual_warning
@@ -60,12 +60,12 @@ def views(
     return [{k: (x.mT if turned else x).contiguous() for k, x in p.items()} for p in four for turned in (False, True)]
 
 # %% ../nbs/27_adapt.ipynb #ad044a15
-WHOLE = ("std", "scale", "spread")  # of the whole image, not on a grid
+WHOLE = ("std", "scale", "spread", "mtf")  # of the whole image, not on a grid
 
 
 def prepared(
     model: Pansharpener,
-    pair: dict,  # ms (1,C,h,w), pan (1,1,H,W), perhaps gt and mask
+    pair: dict,  # ms (1,C,h,w), pan (1,1,H,W), perhaps gt, mask, and mtf (1,1): what the sensor's data sheet says, see models.nominal_gain
     *,
     phase: int | None = None,  # of the MS grid
     features: bool = False,  # keep what the head is given
@@ -75,12 +75,12 @@ def prepared(
     ratio = pan.shape[-1] // ms.shape[-1]
     with torch.no_grad():
         lms = upsample(ms, ratio, phase=phase)
-        spread = matched_spread(ms, pan, ratio) if model.matched else None
-        mean, std, shown, told = model.prepare(ms, pan, lms, ratio, None, spread)
+        spread = matched_spread(ms, pan, ratio) if model.matched or model.informed else None
+        mean, std, shown, told = model.prepare(ms, pan, lms, ratio, None, spread, pair.get("mtf"))
         out = pair | {"base": lms if model.inject else mean.expand_as(lms), "shown": shown, "told": told, "std": std, "scale": statistics(lms)[1]}
         if features:
             out["features"] = model.network.features(shown, told)
-    return out if spread is None else out | {"spread": spread}
+    return out | {"spread": spread} if model.matched else out
 
 
 def fuse_prepared(
@@ -299,10 +299,11 @@ def taught_and_kept(
         if rows < 16:
             raise ValueError(f"A pair with {rows} MS rows is too small to tune on and decide by: want 16 or more at reduced resolution")
         whole = {k: pair[k].to(device) for k in ("ms", "pan", "gt", "mask") if k in pair}
+        told = {"mtf": pair["mtf"].to(device)} if "mtf" in pair else {}
         ratio = whole["pan"].shape[-1] // whole["ms"].shape[-1]
         cached = freeze and hasattr(model.network, "features") and ratio % stride == 0 and 1600 * whole["gt"].numel() / stride**2 < LARGEST / len(pairs)  # eight views, some fifty maps of four bytes each, per band at most
-        taught += [prepared(model, view, phase=phase, features=cached) for view in views(cut_rows(whole, 0, rows - rows // 4), phase)]
-        kept.append(cut_rows(prepared(model, whole, phase=phase), rows - rows // 4, rows))
+        taught += [prepared(model, view | told, phase=phase, features=cached) for view in views(cut_rows(whole, 0, rows - rows // 4), phase)]
+        kept.append(cut_rows(prepared(model, whole | told, phase=phase), rows - rows // 4, rows))
         if cached:
             with torch.no_grad():
                 kept[-1]["features"] = model.network.features(kept[-1]["shown"], kept[-1]["told"])
@@ -385,7 +386,8 @@ def held_out_error(model: Pansharpener, kept: list) -> tuple[float, float]:
 def full_views(model: Pansharpener, full: dict, device: torch.device) -> dict:
     "What the consistency at full resolution needs."
     pair, phase = {k: full[k].to(device) for k in ("ms", "pan")}, full.get("phase")
-    return {"views": [prepared_full(model, p, phase=phase) for p in views(pair, phase)[:2]], "gains": full["gains"], "phase": phase}
+    told = {"mtf": torch.full((1, 1), sum(full["gains"]) / len(full["gains"]), device=device)}
+    return {"views": [prepared_full(model, p | told, phase=phase) for p in views(pair, phase)[:2]], "gains": full["gains"], "phase": phase}
 
 # %% ../nbs/27_adapt.ipynb #dc0e289a
 WAYS = {  # paradigm -> only the head, name of the rate, share of the way
@@ -474,8 +476,8 @@ def adapt_scenes(
     methods, losses = classical_methods(params["classical"]), []
     if tuning and testing:
         ms, pan, sensor = pair_tensors(tuning[0])
-        pair = wald_pair(ms, pan, sensor, **pair_options(tuning[0]))
-        full = {"ms": ms, "pan": pan, "gains": sensor.mtf_ms, "phase": pair["phase"]}
+        pair = reduced_pair(tuning[0])
+        full = {"ms": ms, "pan": pan, "gains": sensor.mtf_ms, "phase": pair.get("phase")}
         for network in params["networks"]:
             model = load_weights(root() / "models" / f"{network}_{sensor.n_bands}.safetensors")
             found = adapted(model, pair, params["adapt"], params["seed"], full=full)

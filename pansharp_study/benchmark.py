@@ -28,6 +28,7 @@ from .adapt import PARADIGMS, Tuned, adapted, cut_rows, supervise
 from .classical import METHODS
 from .core import load_params, root, settle
 from .evaluate import as_method, pair_options, pair_tensors, score_full, score_reduced
+from .models import nominal_gain
 from .protocol import wald_pair
 from .sensors import Sensor, get_sensor
 from .tables import save_table
@@ -56,7 +57,7 @@ class Pair:
     @property
     def reduced(self) -> dict:
         "What tuning takes."
-        return {k: self.images[k] for k in ("ms", "pan", "gt")}
+        return {k: self.images[k] for k in ("ms", "pan", "gt")} | {"mtf": nominal_gain(self.sensor, self.images["ms"])}
 
     @property
     def full(self) -> dict | None:

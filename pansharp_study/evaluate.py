@@ -16,7 +16,7 @@ import torch
 from . import metrics
 from .classical import METHODS
 from .core import check_pair
-from .models import Pansharpener
+from .models import Pansharpener, nominal_gain
 from .protocol import upsample, wald_pair
 from .radiometry import fill_invalid, mask_to_ms
 from .register import shift_image
@@ -55,17 +55,17 @@ def pair_options(
 
 def reduced_pair(
     scene,  # xarray.Dataset
-) -> dict:  # ms, pan, gt, perhaps mask and phase, as from protocol.wald_pair
+) -> dict:  # ms, pan, gt, perhaps mask and phase, as from protocol.wald_pair; mtf (1,1), see models.nominal_gain
     "The pair at reduced resolution: as given where the scene says that it is one, else by Wald's protocol."
     ms, pan, sensor = pair_tensors(scene)
-    options, ratio = pair_options(scene), sensor.ratio
+    options, ratio, told = pair_options(scene), sensor.ratio, {"mtf": nominal_gain(sensor, ms)}
     if scene.attrs.get("resolution") != "reduced":
         height, width = (n // ratio * ratio for n in ms.shape[2:])  # rows and columns left over at the lower right are cut
         options |= {"mask": options["mask"][..., : height * ratio, : width * ratio]} if "mask" in options else {}
-        return wald_pair(ms[..., :height, :width], pan[..., : height * ratio, : width * ratio], sensor, **options)
+        return wald_pair(ms[..., :height, :width], pan[..., : height * ratio, : width * ratio], sensor, **options) | told
     if "gt" not in scene:
         raise ValueError(f"{scene.attrs['name']} is marked as reduced but has no reference: give gt to make_scene, or leave out resolution='reduced'")
-    return {"ms": ms, "pan": pan, "gt": torch.from_numpy(scene["gt"].values.astype(np.float32))[None], **options}
+    return {"ms": ms, "pan": pan, "gt": torch.from_numpy(scene["gt"].values.astype(np.float32))[None], **options, **told}
 
 # %% ../nbs/26_evaluate.ipynb #54f7c8fa
 def as_method(

@@ -136,8 +136,12 @@ def test_method(given, name, masked):
 def test_protocol(given, border):
     sensor, tolerance, x = given["sensor"], 1e-9 if given["ms"].dtype == torch.float64 else 2e-6, given
     for kind in protocol.KINDS:
-        close(*both(protocol.mtf_blur, x["gt"], sensor.mtf_ms, kind=kind, border=border), tolerance, f"mtf_blur {kind}")
-        close(*both(protocol.degrade, x["gt"], sensor.mtf_ms, kind=kind, border=border, phase=1), tolerance, f"degrade {kind}")
+        for name, options in (("mtf_blur", {}), ("degrade", {"phase": 1})):
+            there, here = both(getattr(protocol, name), x["gt"], sensor.mtf_ms, kind=kind, border=border, **options)
+            if kind == "toolbox":  # an FFT: its rounding follows the largest value, not each; 3.4e-4 DN was seen in float32 on an H200
+                assert (there - here).abs().max() <= tolerance * sensor.peak / 4, f"{name} {kind}"
+            else:
+                close(there, here, tolerance, f"{name} {kind}")
     gains = torch.tensor(sensor.mtf_ms).double().expand(2, -1) * torch.tensor([[1.0], [0.8]]).double()
     close(*both(protocol.degrade, x["gt"], gains, border=border), tolerance, "degrade with gains per image")
     for ratio, phase in ((4, None), (4, 1.5), (3, None), (2, 0)):
