@@ -65,7 +65,7 @@ SCHEMA = {
         "steps": int, "batch": int, "lr": _number, "weight_decay": _number, "clip": _number, "ema": _number,
         "validation": int, "log_every": int, "checkpoint_every": int, "on_the_fly": bool, "compile": bool, "graph": bool,
     },
-    "adapt": {"steps": int, "batch": int, "size": int, "lr": _number, "freeze_lr": _number, "scratch_lr": _number, "ema": _number, "pull": _number, "spectral": _number, "consistency": _number, "crop": int},
+    "adapt": {"steps": int, "batch": int, "size": int, "lr": _number, "freeze_lr": _number, "scratch_lr": _number, "ema": _number, "pull": _number, "spectral": _number, "consistency": _number, "released": list, "released_steps": int, "crop": int},
     "compare": {"bootstrap": int},
 }
 

@@ -135,16 +135,22 @@ def score_scene(
     small = reduced_pair(scene)
     fewer = {"mask": small["mask"]} if "mask" in options else {}
     coarse = fewer | {k: options[k] for k in options if k == "phase"}
-    rows, images = [], {"reduced": {"gt": small["gt"], "pan": small["pan"]}} | ({} if given else {"full": {"pan": pan}})
+    rows, done = [], {}
+    images = {"reduced": {"gt": small["gt"], "pan": small["pan"]}} | ({} if given else {"full": {"pan": pan}})
+
+    def at(resolution, fuse):
+        if resolution == "reduced":
+            fused = fuse(small["ms"], small["pan"], sensor, **coarse)
+            return fused, score_reduced(fused, small["gt"], sensor, **fewer)
+        fused = fuse(ms, pan, sensor, **options)
+        return fused, score_full(fused, ms, pan, sensor, **options)
+
     for (method, network, paradigm), fuse in methods.items():
         label = {"sensor": scene.attrs["sensor"], "scene": scene.attrs["name"], "simulated": scene.attrs["simulated"],
                  "method": method, "network": network, "paradigm": paradigm}
-        fused = fuse(small["ms"], small["pan"], sensor, **coarse)
-        rows.append(label | {"resolution": "reduced"} | score_reduced(fused, small["gt"], sensor, **fewer))
-        images["reduced"][method] = fused
-        if given:
-            continue
-        fused = fuse(ms, pan, sensor, **options)
-        rows.append(label | {"resolution": "full"} | score_full(fused, ms, pan, sensor, **options))
-        images["full"][method] = fused
+        for resolution in images:
+            if (resolution, fuse) not in done:  # a network that tuning left as it was comes twice
+                done[resolution, fuse] = at(resolution, fuse)
+            images[resolution][method], scores = done[resolution, fuse]
+            rows.append(label | {"resolution": resolution} | scores)
     return pd.DataFrame(rows), images

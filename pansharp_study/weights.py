@@ -108,6 +108,7 @@ def corpus_of(
     tables: list,  # CSV files with the columns kind, licence and, if any, split (pretrain counts) and licence_class
     *,
     classes: tuple[str, ...] | None = None,  # only pictures of these licence classes; None: all
+    without: tuple[str, ...] = (),  # licences whose pictures were left out
     procedural: str = "scenes painted by notebook procedural",
     spectra: str = "earthlib 1.1.0 (MIT; its sources: data/README.md)",
 ) -> dict:
@@ -116,6 +117,7 @@ def corpus_of(
     for path in map(Path, tables):
         table = pd.read_csv(path)
         table = table[table["split"] == "pretrain"] if "split" in table else table
+        table = table[~table["licence"].isin(without)]
         rows.append(table[table["licence_class"].isin(classes)] if classes and "licence_class" in table else table)
     rows = pd.concat(rows, ignore_index=True)
     listings = {str(path.relative_to(root())) if path.is_relative_to(root()) else path.name: sha256_of(path) for path in (Path(t).resolve() for t in tables)}
@@ -242,6 +244,7 @@ def main(
     parser.add_argument("--note", required=True, help="one or two sentences for the model card")
     parser.add_argument("--corpus", nargs="+", default=[str(root() / "data" / "pictures" / "ATTRIBUTION.csv")], help="tables of the pictures trained on")
     parser.add_argument("--classes", nargs="+", help="licence classes of the tables that were used, e.g. permissive; default: all")
+    parser.add_argument("--without", nargs="+", default=[], help="licences whose pictures were left out")
     parser.add_argument("--procedural", default="scenes painted by notebook procedural", help="what was painted")
     parser.add_argument("--best", nargs="+", help="networks in the order in which sharpen prefers them")
     parser.add_argument("--folder", help="default: weights/ of the project")
@@ -253,7 +256,7 @@ def main(
     args = vars(parser.parse_args(argv))
     args.pop("command")
     try:
-        corpus = corpus_of(args.pop("corpus"), classes=args.pop("classes"), procedural=args.pop("procedural"))
+        corpus = corpus_of(args.pop("corpus"), classes=args.pop("classes"), without=tuple(args.pop("without")), procedural=args.pop("procedural"))
         for entry in release(args.pop("files"), corpus=corpus, **args):
             print(f"{entry['file']}: {entry['bytes'] / 1e6:.2f} MB, sha256 {entry['sha256']}")
     except (ValueError, FileNotFoundError) as error:
