@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDER', 'FRAME', 'NETWORK', 'CORPORA', 'save_scenes', 'load_scenes', 'sensor_of', 'real_batches', 'variants',
-           'materials_for', 'train_variant', 'weights_hash', 'score', 'effect_table', 'gap_table', 'run', 'main']
+           'materials_for', 'train_variant', 'weights_hash', 'score', 'effect_table', 'gap_table', 'short_decay', 'run',
+           'main']
 
 # %% ../nbs/29_ablation.ipynb #68b60baa
 import argparse
@@ -215,6 +216,14 @@ def gap_table(
     real = real[real["variant"] == "without " + real["acquisition"]].groupby("acquisition")[["sam_deg", "ergas"]].mean()
     return simulated.div(real, level="acquisition").reset_index()
 
+# %% ../nbs/29_ablation.ipynb #b40103d8
+def short_decay(
+    decay: float,  # of the averaged weights, as set for a long training
+    steps: int,  # of this one
+) -> float:  # at most 1 - 10/steps
+    "The decay with which less than 1/10,000 of the untrained weights is left in the average at the end."
+    return min(decay, max(0.0, 1 - 10 / steps))
+
 # %% ../nbs/29_ablation.ipynb #c1467889
 def run(
     file: str | Path,  # of save_scenes
@@ -274,7 +283,7 @@ def main(
 
         return save_scenes(real.load_scenes(args.folder, "development"), args.file)
     params = load_params(scale=args.scale)
-    params["pretrain"] |= {"steps": args.steps, "log_every": args.steps, "compile": False}
+    params["pretrain"] |= {"steps": args.steps, "log_every": args.steps, "compile": False, "ema": short_decay(params["pretrain"]["ema"], args.steps)}  # a short run's average must forget the start
     params["synthesize_pairs"] |= {"size": args.size}
     share = tuple(int(v) for v in args.share.split("/"))
     run(args.file, params, bands=args.bands, network=args.network, options=args.options, share=share, only=tuple(args.only.split(",")), corpus=args.corpus, keep=args.keep, out=args.out)
