@@ -405,7 +405,7 @@ def describe_setting(
                 f"**simulated** scenes ({params['synthesize_scenes']['size']} PAN pixels square) with this sensor's published responses and MTF")
     return (f"| | |\n|---|---|\n| satellite | {sensor.name}, {len(scene_bands(name))} bands: {', '.join(scene_bands(name))} |\n"
             f"| data | {data} |\n| radiometry | {sensor.bits} bits, 0 to {sensor.peak} DN |\n| ratio | {sensor.ratio} |\n"
-            f"| scored scenes | {scenes} |\n| one-shot tuning | {tuned}, {a['steps']} steps of {a['batch']} crops of {a['size']} pixels |\n"
+            f"| scored scenes | {scenes} |\n| one-shot tuning | {tuned}, {a['steps']} steps of {a['batch']} crops of {a['size']} pixels (released networks {a['released_steps']}) |\n"
             f"| scale of this run | `{params['scale']}` |")
 
 # %% ../nbs/30_report.ipynb #99633ce2
@@ -623,4 +623,4 @@ def headline_words(
     return (f"*Error at reduced resolution; each mark is the best of its kind on that satellite.* On the simulated scenes the best network beats the best classical "
             f"method **zero-shot on {won['best zero-shot']} of {len(best)}** satellites and **one-shot on {won['best one-shot']} of {len(best)}**; the mean ERGAS is "
             f"{means['best classical']:.2f} (classical), {means['best zero-shot']:.2f} (zero-shot), {means['best one-shot']:.2f} (one-shot) and "
-            f"{means['interpolation (EXP)']:.2f} for interpolation alone. Picking the best of three networks after the fact flatters them.")
+            f"{means['interpolation (EXP)']:.2f} for interpolation alone. Picking the best of several networks after the fact flatters them.")

@@ -93,12 +93,12 @@ def only(way, params):
     return params | {"ways": dict.fromkeys(WAYS, 0) | {way: 1}}
 
 
-def batch(canvases, params, *, bands=4, n=6, seed="one", ratio=4):
-    return simulate_pairs(canvases, bands, n, params, seeded(seed), ratio=ratio)
+def batch(canvases, params, *, bands=4, n=6, seed="one", ratio=4, phase=None):
+    return simulate_pairs(canvases, bands, n, params, seeded(seed), ratio=ratio, phase=phase)
 
 
 def same(a, b):
-    return all(torch.equal(a[k], b[k]) for k in ("ms", "pan", "gt", "peak"))
+    return all(torch.equal(a[k], b[k]) for k in (*simulate.PAIR, "peak"))
 
 
 # seeds
@@ -188,6 +188,17 @@ def test_lms_lies_on_the_reference(canvases, params, ratio):
     slope = torch.stack([((gt.roll(-1, d) - gt.roll(1, d)) / 2)[inner].flatten(1) for d in (2, 3)], 2)
     apart = torch.linalg.lstsq(slope, -(lms - gt)[inner].flatten(1)[..., None]).solution.squeeze(-1)
     assert apart.median(0).values.abs().max() < 0.05 and apart.mean(0).abs().max() < 0.05, apart
+
+
+@pytest.mark.parametrize("phase", [0, 1, 3])
+def test_any_phase_of_decimation(canvases, params, phase):
+    """Decimation may begin at any fine pixel: interpolated with that phase MS lies on the reference, with another it does not."""
+    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")} | {"bits": [12, 12], "size": 96}
+    x = batch(canvases, still, n=6, seed="phase", phase=phase)
+    error = {p: float((upsample(x["ms"], 4, phase=p) - x["gt"])[..., 16:-16, 16:-16].abs().mean()) for p in range(4)}
+    assert min(error, key=error.get) == phase, error
+    with pytest.raises(ValueError, match="phase = 4"):
+        batch(canvases, still, n=2, phase=4)
 
 
 def test_shifts_are_what_was_asked_for(params):
