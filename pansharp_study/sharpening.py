@@ -219,7 +219,7 @@ def content_doubts(
     if share < DETAIL_LIMIT:
         doubts.append(f"PAN holds hardly any detail finer than the bands ({share:.1%} of its spread): was it enlarged or smoothed?")
     elif min(ms.shape[2:]) >= 24 and not GAIN_RANGE[0] <= (gain := best_gain(ms, pan, sensor)) <= GAIN_RANGE[1]:
-        doubts.append(f"the bands look {'blurrier' if gain < GAIN_RANGE[0] else 'sharper'} than a sensor's (MTF gain about {gain:g} at Nyquist; training 0.12 to 0.42)")
+        doubts.append(f"the bands look {'blurrier' if gain < GAIN_RANGE[0] else 'sharper'} than a sensor's (MTF gain about {gain:g} at Nyquist; training 0.12 to 0.6)")
     return doubts
 
 # %% ../nbs/32_sharpening.ipynb #632899c7
