@@ -443,8 +443,9 @@ def order_crops(
     out = {"reference": crops["gt"]} if "gt" in crops else {}
     out |= {"PAN": crops["pan"], "EXP": crops["EXP"], classical: crops[classical]}
     for network in dict.fromkeys(reduced.loc[reduced["network"] != "", "network"]):
-        for paradigm in ("zero-shot", "one-shot full"):
-            out[f"{network},\n{paradigm}"] = crops[f"{network} {paradigm}"]
+        out[f"{network},\nzero-shot"] = zero = crops[f"{network} zero-shot"]
+        if not np.array_equal(zero, tuned := crops[f"{network} one-shot full"]):  # tuning may have left it as it was
+            out[f"{network},\none-shot full"] = tuned
     return out
 
 

@@ -441,7 +441,8 @@ def test_adapting_to_real_scenes(study, kind):
         stack(study / "triples" / "test_qb.h5", 4, size=128)
     table = readers.link_scenes("QB", "archive" if kind == "pairs" else "triples", study / "data" / "simulated" / "scenes" / "QB", seed=1)
     (study / "metrics" / "adapt").mkdir(parents=True)
-    result = adapt.adapt_scenes("QB", load_params() | {"networks": [], "classical": ["EXP"]})
+    params = load_params()
+    result = adapt.adapt_scenes("QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}})
     tested = table.loc[table["split"] == "test", "scene"]
     assert list(dict.fromkeys(result.rows["scene"])) == list(tested) and set(result.rows["simulated"]) == {"no"}
     assert set(result.rows["resolution"]) == ({"reduced", "full"} if kind == "pairs" else {"reduced"})

@@ -426,7 +426,7 @@ def test_stream_gives_each_step_its_batch(canvases, params):
     resumed, back = stream(canvases, params), stream(canvases, params)
     assert all(torch.equal(batches[step][k], resumed(step)[k]) for step in (4, 5, 6) for k in ("ms", "pan", "gt"))
     assert all(torch.equal(batches[step]["ms"], back(step)["ms"]) for step in (6, 0, 3))
-    assert batches[0]["ms"].shape == (4, 4, 12, 12) and set(batches[0]) == {"ms", "pan", "gt"}
+    assert batches[0]["ms"].shape == (4, 4, 12, 12) and set(batches[0]) == set(simulate.PAIR)
 
 
 def test_streams_of_ranks_do_not_overlap(canvases, params):
@@ -665,7 +665,7 @@ def test_two_processes_share_neither_pairs_nor_pictures(flowing, materials, tmp_
     [
         ({"size": 50}, "no multiple of the ratio"),
         ({"size": 2}, "size = 2 is no multiple of the ratio 4 or too small"),
-        ({"size": 0}, "16 or more"),
+        ({"size": 0}, "20 or more"),
         ({"ways": {"mixed": 1, "magic": 2}}, "ways names mixed, magic: want a share, also 0, for each of mixed, spectral, procedural"),
         ({"downsampling": {"decimate": 1}}, "downsampling names decimate"),
         ({"pan_weights": [-1, 1]}, "pan_weights"),
