@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 
 from .core import root
+from .data import SOLARIS, fetch_solaris
 from .sensors import get_sensor
 
 # %% ../nbs/35_catalog.ipynb #c214c947
@@ -56,8 +57,8 @@ def check_entry_files(
     for file in entry["files"]:
         if not isinstance(file, dict) or set(file) != {"file", "sha256", "address"} or not re.fullmatch(r"[0-9a-f]{64}", str(file["sha256"])) or Path(str(file["file"])).name != file["file"]:
             raise ValueError(f"{where}: a file should have a name without folders, a sha256 of 64 hexadecimal digits and an address or null, got {file!r}")
-    if not entry["manual"] and (not entry["files"] or any(not str(f["address"]).startswith("https://") for f in entry["files"])):
-        raise ValueError(f"{where}: give every file an https:// address, or set manual: true and write instructions")
+    if not entry["manual"] and (not entry["files"] or any(not str(f["address"]).startswith(("https://", f"pip:{SOLARIS}")) for f in entry["files"])):
+        raise ValueError(f"{where}: give every file an https:// address (or pip:{SOLARIS}), or set manual: true and write instructions")
     if entry["manual"] and not entry["instructions"]:
         raise ValueError(f"{where}: manual: true needs instructions")
 
@@ -126,6 +127,9 @@ def _download(address: str, path: Path, wanted: str):
     "Fetch one file with pooch, which checks its sum before it is put in place."
     import pooch
 
+    if address == f"pip:{SOLARIS}":  # from wherever this machine's pip finds packages
+        fetch_solaris(path.parent)
+        return
     pooch.get_logger().setLevel("ERROR")
     pooch.retrieve(address, known_hash=f"sha256:{wanted}", fname=path.name, path=path.parent)
 
