@@ -24,6 +24,7 @@ from pansharp_study.models import count_flops, count_parameters, create_model, i
 
 FIELDS = ("table", "machine", "torch", "network", "parameters", "gflop_per_sample", "gpus", "samples_per_s", "step_ms", "simulation", "forward", "backward", "optimiser")
 BANDS, REPEATS = 8, 30
+VARIANTS = {"fusionnet as large as panmamba": ("fusionnet", {"width": 88}), "panmamba at full resolution": ("panmamba", {"stride": 1})}  # name -> network, options that differ from params.yaml
 
 
 def milliseconds(call, repeats=REPEATS):
@@ -38,9 +39,15 @@ def milliseconds(call, repeats=REPEATS):
     return sorted(times)[len(times) // 2]
 
 
+def create(name, params):
+    """A network of params.yaml, or a variant of one."""
+    network, options = VARIANTS.get(name, (name, {}))
+    return create_model(network, bands=BANDS, seed=1, **params["models"][network] | options)
+
+
 def prepared(name, params, accelerator):
     """A training run of a network, and its stream."""
-    model = create_model(name, bands=BANDS, seed=1, **params["models"][name])
+    model = create(name, params)
     stream = simulate.open_stream(params, BANDS, seed=(1, name), device=accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes)
     return train.Run(accelerator, model, params["pretrain"]), stream
 
@@ -82,7 +89,7 @@ def shares(params, networks):
             times.append(milliseconds(lambda call=call, b=b: call(b)))
         f, fb, step = times
         whole = step + simulating
-        model = create_model(name, bands=BANDS, seed=1, **params["models"][name])
+        model = create(name, params)
         yield {"table": "step", "network": name, "parameters": count_parameters(model), "gflop_per_sample": round(count_flops(model, 64, bands=BANDS) * 4 / 1e9, 2), "gpus": 1,
                "samples_per_s": round(1e3 * params["pretrain"]["batch"] / whole), "step_ms": round(whole, 2),
                **{k: round(v / whole, 3) for k, v in (("simulation", simulating), ("forward", f), ("backward", fb - f), ("optimiser", step - fb))}}
@@ -111,7 +118,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scaling", action="store_true", help="samples/s of one network instead of shares of all")
     parser.add_argument("--network", default="bandset", choices=list_models(), help="for --scaling")
-    parser.add_argument("--networks", nargs="+", choices=list_models(), default=["fusionnet", "panformer", "panmamba", "bandset"])
+    parser.add_argument("--networks", nargs="+", choices=[*list_models(), *VARIANTS], default=[*list_models(), *VARIANTS])
     args = parser.parse_args()
     params = load_params(scale="h100")
     distributed = torch.cuda.device_count() > 1 and "LOCAL_RANK" in os.environ
