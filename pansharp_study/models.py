@@ -59,11 +59,11 @@ def statistics(
     std = x.std((2, 3), keepdim=True, correction=0)
     return mean, torch.where(std > 1e-3, std, torch.ones_like(std))
 
-# %% ../nbs/18_models.ipynb #293b86ad
+# %% ../nbs/18_models.ipynb #f6afe906
 NORMALISATIONS = ("affine", "none")
 OUTER = ("guided", "substitution", "inject", "normalise", "back_project", "matched", "informed")  # options of the outer part
 
-
+# %% ../nbs/18_models.ipynb #293b86ad
 class Pansharpener(nn.Module):
     "Normalise, predict detail, add it to `lms`; shapes as in `forward`."
 
@@ -128,9 +128,7 @@ class Pansharpener(nn.Module):
             extra.append(facts[..., None, None].expand(*facts.shape, *pan.shape[2:]))
         return mean, std, shown, torch.cat([told, *extra], 1) if extra else told
 
-    def frozen(
-        self,
-    ) -> list[str]:  # parameter names that freeze-tuning keeps as pretrained
+    def frozen(self) -> list[str]:  # parameter names that freeze-tuning keeps as pretrained
         "Everything but the network's `head`."
         return [n for n, _ in self.named_parameters() if not n.startswith("network.head")]
 
