@@ -224,7 +224,7 @@ def short_decay(
     "The decay with which less than 1/10,000 of the untrained weights is left in the average at the end."
     return min(decay, max(0.0, 1 - 10 / steps))
 
-# %% ../nbs/29_ablation.ipynb #c1467889
+# %% ../nbs/29_ablation.ipynb #82a16110
 def run(
     file: str | Path,  # of save_scenes
     params: dict,  # all of params.yaml
@@ -261,7 +261,7 @@ def run(
         print(f"{row.group}: {row.variant}, ERGAS {parts[-1]['ergas'].mean():.3f}", file=sys.stderr, flush=True)
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../nbs/29_ablation.ipynb #c1467889
 def main(
     argv: list[str] | None = None,
 ):

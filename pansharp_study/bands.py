@@ -68,7 +68,7 @@ def spectral_bands(
     bands = band_reflectance(spectra, responses) / luminance  # (B,K,C)
     return bright * torch.einsum("bkhw,bkc->bchw", weights, bands)
 
-# %% ../nbs/08_bands.ipynb #4f7e75da
+# %% ../nbs/08_bands.ipynb #3ef51b79
 GROUPS = ("any", "vegetation", "soil", "man-made", "water")  # numbers of a canvas' groups
 
 
@@ -99,7 +99,7 @@ def spectra_for(
     order = np.argsort(group, kind="stable")
     return torch.as_tensor(spectra[order]), torch.as_tensor(group[order])
 
-
+# %% ../nbs/08_bands.ipynb #7656badd
 def pick_spectra(
     library: tuple,  # see spectra_for
     groups: torch.Tensor,  # (n,K) 0 to 4, 0: any

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'COLUMNS', 'ORIGINS', 'RECIPE', 'MIRROR', 'SNAPSHOT', 'read_corpus', 'parse_recipe', 'read_original',
-           'make_picture', 'open_deb', 'read_members', 'package_file', 'fetch_package', 'Summary', 'hash_picture',
-           'picture_path', 'write_picture', 'build_picture', 'rebuild', 'main']
+           'make_picture', 'open_deb', 'read_members', 'package_file', 'fetch_package', 'hash_picture', 'picture_path',
+           'write_picture', 'build_picture', 'Summary', 'rebuild', 'main']
 
 # %% ../nbs/33_corpus.ipynb #1f455e20
 import argparse
@@ -195,23 +195,7 @@ def fetch_package(
             problems.append(f"{base}: {error}")
     raise OSError("; ".join(problems))
 
-# %% ../nbs/33_corpus.ipynb #85ee47b3
-@dataclass
-class Summary:
-    "What a rebuild did."
-    made: int = 0
-    kept: int = 0  # were there before
-    pixels: int = 0
-    bytes: int = 0
-    differ: list = field(default_factory=list)  # right original, other last bits
-    skipped: dict = field(default_factory=dict)  # {name: why}
-
-    def __str__(self):
-        lines = [f"{self.made} pictures made, {self.kept} were there, {len(self.skipped)} skipped: {self.pixels / 1e6:.1f} megapixels, {self.bytes / 1e6:.1f} MB"]
-        lines += [f"decoded with other last bits than in the table: {', '.join(self.differ)}"] if self.differ else []
-        return "\n".join(lines + [f"skipped {name}: {why}" for name, why in self.skipped.items()])
-
-
+# %% ../nbs/33_corpus.ipynb #c229c8a5
 def hash_picture(
     picture: np.ndarray,  # (H,W,3) uint8
 ) -> str:
@@ -232,7 +216,7 @@ def write_picture(picture: np.ndarray, path: Path):
     Image.fromarray(picture).save(part, **options)
     os.replace(part, path)
 
-
+# %% ../nbs/33_corpus.ipynb #f8e9337a
 def build_picture(
     row: dict,
     members: dict[str, bytes],  # of its package
@@ -248,7 +232,42 @@ def build_picture(
         raise ValueError(f"the picture has {picture.shape[1]} x {picture.shape[0]} pixels, the table has {row['width']} x {row['height']}")
     return picture, hash_picture(picture) == row["sha256_picture"]
 
+# %% ../nbs/33_corpus.ipynb #cf83e589
+@dataclass
+class Summary:
+    "What a rebuild did."
+    made: int = 0
+    kept: int = 0  # were there before
+    pixels: int = 0
+    bytes: int = 0
+    differ: list = field(default_factory=list)  # right original, other last bits
+    skipped: dict = field(default_factory=dict)  # {name: why}
 
+    def __str__(self):
+        lines = [f"{self.made} pictures made, {self.kept} were there, {len(self.skipped)} skipped: {self.pixels / 1e6:.1f} megapixels, {self.bytes / 1e6:.1f} MB"]
+        lines += [f"decoded with other last bits than in the table: {', '.join(self.differ)}"] if self.differ else []
+        return "\n".join(lines + [f"skipped {name}: {why}" for name, why in self.skipped.items()])
+
+
+def _build_group(todo, folder, result, packages, **options):
+    "Pictures of one package."
+    try:
+        path = fetch_package(todo[0], packages, **options)
+        members = read_members(path, {name for row in todo for name in row["file"].split("|")})
+    except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, subprocess.SubprocessError) as error:
+        result.skipped.update({row["name"]: f"{row['package']} {row['version']} can't be had: {error}" for row in todo})
+        return
+    for row in todo:
+        try:
+            picture, same = build_picture(row, members)
+        except (OSError, ValueError, ImportError) as error:
+            result.skipped[row["name"]] = f"{row['package']} {row['version']}, {row['file']}: {error}"
+            continue
+        write_picture(picture, picture_path(row, folder))
+        result.made += 1
+        result.differ += [] if same else [row["name"]]
+
+# %% ../nbs/33_corpus.ipynb #bbad9a3f
 def rebuild(
     rows: list[dict],  # from read_corpus
     folder: str | Path,
@@ -276,25 +295,6 @@ def rebuild(
         result.pixels += sum(int(row["width"]) * int(row["height"]) for row in done)
         result.bytes += sum(picture_path(row, folder).stat().st_size for row in done)
     return result
-
-
-def _build_group(todo, folder, result, packages, **options):
-    "Pictures of one package."
-    try:
-        path = fetch_package(todo[0], packages, **options)
-        members = read_members(path, {name for row in todo for name in row["file"].split("|")})
-    except (OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, subprocess.SubprocessError) as error:
-        result.skipped.update({row["name"]: f"{row['package']} {row['version']} can't be had: {error}" for row in todo})
-        return
-    for row in todo:
-        try:
-            picture, same = build_picture(row, members)
-        except (OSError, ValueError, ImportError) as error:
-            result.skipped[row["name"]] = f"{row['package']} {row['version']}, {row['file']}: {error}"
-            continue
-        write_picture(picture, picture_path(row, folder))
-        result.made += 1
-        result.differ += [] if same else [row["name"]]
 
 # %% ../nbs/33_corpus.ipynb #9b06db40
 def main(

@@ -229,7 +229,7 @@ def shift_pan(
         return pan.astype(np.float32)
     return ndimage.shift(pan.astype(np.float64), shift_px, order=3, mode="nearest").astype(np.float32)
 
-# %% ../nbs/02_data.ipynb #e81fdf89
+# %% ../nbs/02_data.ipynb #088d2d2e
 def _read_raster(path: str | Path, what: str, nodata: float | None = None):
     """Values (C,H,W) with invalid ones filled, which are valid (H,W), CRS, transform, dtype and nodata value of one raster, refusing empty bands."""
     import rasterio
@@ -261,7 +261,7 @@ def _filled(values: np.ndarray, valid: np.ndarray) -> np.ndarray:  # (C,H,W)
     smooth = fill_invalid(torch.from_numpy(values.astype(np.float64))[None], torch.from_numpy(valid)[None, None])[0].numpy()
     return np.where(valid, values, np.rint(smooth) if values.dtype.kind in "iu" else smooth).astype(values.dtype)
 
-
+# %% ../nbs/02_data.ipynb #4c45ee7c
 def _common(valid_ms: np.ndarray, valid_pan: np.ndarray, ratio: int, shift_px) -> np.ndarray | None:  # (H,W) bool
     """PAN pixels valid in both files after PAN has been moved; None if all are."""
     if any(shift_px) and not valid_pan.all():

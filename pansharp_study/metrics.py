@@ -202,32 +202,7 @@ def _to_blocks(x: torch.Tensor, height: int, width: int) -> torch.Tensor:  # (B,
     x = x.reshape(batch, bands, rows // height, height, columns // width, width)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows // height, columns // width, bands, height * width)
 
-# %% ../nbs/12_metrics.ipynb #fe551b3e
-def q2n(
-    fused: torch.Tensor,  # (B,C,H,W), any number of bands
-    gt: torch.Tensor,  # (B,C,H,W)
-    *,
-    block: int = 32,  # side of a block
-    uint16: bool = True,  # round both to whole DN first, as the toolbox does
-    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
-    return_map: bool = False,  # also the value of each block, (B,rows,columns), NaN where left out
-):  # (B,) in [0,1], 1 best
-    "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
-    _same(fused, gt)
-    _two_pixels(block)
-    mask, fused, gt = _blank(mask, fused, gt)
-    work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
-    pair, bands, kept = [_whole_blocks(x, block) for x in (gt, fused)], gt.shape[1], None
-    if mask is not None:
-        kept = _some(_to_blocks(_whole_blocks(mask, block), block, block).all(-1)[..., 0], f"{block}x{block} block without an invalid pixel")
-    strip = pair[0].shape[2] if fused.is_cuda else max(1, 2**18 // (pair[0][..., 0, :].numel() * block)) * block
-    moments = [_block_covariance(x.to(work), y.to(work), block, uint16) for x, y in zip(*(x.split(strip, 2) for x in pair))]
-    mean, cov = (torch.cat(parts, 1) for parts in zip(*moments))
-    var = cov.diagonal(dim1=-2, dim2=-1)
-    moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
-    return _mean_and_map(_q2n_from_moments(*moments), kept, return_map)
-
-
+# %% ../nbs/12_metrics.ipynb #1471030f
 def _two_pixels(block: int):
     "Refuse blocks without a variance."
     if not isinstance(block, (int, np.integer)) or block < 2:
@@ -258,7 +233,7 @@ def _block_covariance(x: torch.Tensor, y: torch.Tensor, block: int, uint16: bool
         z -= mean[..., None].to(z.dtype)
     return mean, (z @ z.mT).double() / (block**2 - 1)
 
-
+# %% ../nbs/12_metrics.ipynb #b1ead173
 def _q2n_from_moments(mean_x, mean_y, var_x, var_y, cov):
     "Block values from the reference's (x) and the fused image's (y) moments."
     bands = mean_x.shape[-1]
@@ -276,6 +251,31 @@ def _q2n_from_moments(mean_x, mean_y, var_x, var_y, cov):
     empty = spread == 0
     ratio = torch.linalg.vector_norm(product, dim=-1) * 2 / torch.where(empty, 1.0, spread)
     return mean_term * torch.where(empty, 1.0, ratio)
+
+# %% ../nbs/12_metrics.ipynb #c6be0da1
+def q2n(
+    fused: torch.Tensor,  # (B,C,H,W), any number of bands
+    gt: torch.Tensor,  # (B,C,H,W)
+    *,
+    block: int = 32,  # side of a block
+    uint16: bool = True,  # round both to whole DN first, as the toolbox does
+    mask: torch.Tensor | None = None,  # (B,1,H,W) bool, true where valid
+    return_map: bool = False,  # also the value of each block, (B,rows,columns), NaN where left out
+):  # (B,) in [0,1], 1 best
+    "Hypercomplex quality index: Q4 for four bands, Q8 for eight."
+    _same(fused, gt)
+    _two_pixels(block)
+    mask, fused, gt = _blank(mask, fused, gt)
+    work = torch.float64 if fused.is_cuda else torch.promote_types(fused.dtype, torch.float32)
+    pair, bands, kept = [_whole_blocks(x, block) for x in (gt, fused)], gt.shape[1], None
+    if mask is not None:
+        kept = _some(_to_blocks(_whole_blocks(mask, block), block, block).all(-1)[..., 0], f"{block}x{block} block without an invalid pixel")
+    strip = pair[0].shape[2] if fused.is_cuda else max(1, 2**18 // (pair[0][..., 0, :].numel() * block)) * block
+    moments = [_block_covariance(x.to(work), y.to(work), block, uint16) for x, y in zip(*(x.split(strip, 2) for x in pair))]
+    mean, cov = (torch.cat(parts, 1) for parts in zip(*moments))
+    var = cov.diagonal(dim1=-2, dim2=-1)
+    moments = mean[..., :bands], mean[..., bands:], var[..., :bands], var[..., bands:], cov[..., :bands, bands:]
+    return _mean_and_map(_q2n_from_moments(*moments), kept, return_map)
 
 # %% ../nbs/12_metrics.ipynb #b9b8b7d2
 def _sobel_magnitude(x: torch.Tensor) -> torch.Tensor:

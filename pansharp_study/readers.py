@@ -417,7 +417,28 @@ def group_files(
         found.append((folder, base, layout, images))
     return found
 
-# %% ../nbs/34_readers.ipynb #56a5c60a
+# %% ../nbs/34_readers.ipynb #a7879157
+def _names(path: Path, top: Path) -> list[str]:
+    "Names of a file and of the folders around it, up to the top one."
+    inside = path.relative_to(top).parts[:-1] if path.is_relative_to(top) else ()
+    return [path.stem, *inside[::-1], top.resolve().name]
+
+
+def _scene_name(base: str, inner: Path, folder: Path) -> str:
+    "A name that is unique below the folder that was asked for."
+    parts = [*inner.parts, base] if base else list(inner.parts)
+    return "/".join(parts) if parts and not (len(parts) == 1 and base.isdigit()) else "/".join([folder.resolve().name, *parts])
+
+
+def _acquisition(inner: Path, layout: str, folder: Path) -> str:
+    "The acquisition as the folders tell it; one that is named after a sensor alone tells nothing."
+    if layout in ("NBU_PansharpRSData", "PanCollection"):
+        return ""
+    alone = rf"(\d+ )?({'|'.join(SPELLINGS.values())}|{OTHERS})"
+    parts = [part for part in inner.parts if part not in ("RR", "FR") and not re.fullmatch(alone, plain_name(part))]
+    return "/".join(parts) or (folder.resolve().parent.name if layout == "PAirMax" else "")
+
+# %% ../nbs/34_readers.ipynb #97f63c17
 ACQUISITIONS = "acquisitions.csv"
 
 
@@ -460,27 +481,6 @@ def read_scenes(
     if twice or (lost := set(given) - {f.name for f in files}):
         raise ValueError(f"{top}: two scenes would be called {sorted(twice)[0]!r}: read their folders one by one" if twice else f"{base / ACQUISITIONS} names the scene {sorted(lost)[0]!r}, which is not there")
     return SceneList(sorted(files, key=lambda f: _natural(f.name)), **options)
-
-
-def _names(path: Path, top: Path) -> list[str]:
-    "Names of a file and of the folders around it, up to the top one."
-    inside = path.relative_to(top).parts[:-1] if path.is_relative_to(top) else ()
-    return [path.stem, *inside[::-1], top.resolve().name]
-
-
-def _scene_name(base: str, inner: Path, folder: Path) -> str:
-    "A name that is unique below the folder that was asked for."
-    parts = [*inner.parts, base] if base else list(inner.parts)
-    return "/".join(parts) if parts and not (len(parts) == 1 and base.isdigit()) else "/".join([folder.resolve().name, *parts])
-
-
-def _acquisition(inner: Path, layout: str, folder: Path) -> str:
-    "The acquisition as the folders tell it; one that is named after a sensor alone tells nothing."
-    if layout in ("NBU_PansharpRSData", "PanCollection"):
-        return ""
-    alone = rf"(\d+ )?({'|'.join(SPELLINGS.values())}|{OTHERS})"
-    parts = [part for part in inner.parts if part not in ("RR", "FR") and not re.fullmatch(alone, plain_name(part))]
-    return "/".join(parts) or (folder.resolve().parent.name if layout == "PAirMax" else "")
 
 # %% ../nbs/34_readers.ipynb #0d71d070
 SPLITS = ("tune", "validation", "test")

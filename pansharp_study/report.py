@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['INDICES', 'LABELS', 'COLOURS', 'DIGITS', 'FAMILY', 'ARROW', 'CSS', 'PRIMARY', 'KINDS', 'set_style', 'load_crops',
            'load_registration', 'stretch', 'display_bands', 'show_crops', 'show_errors', 'short_label', 'show_scores',
-           'bracket', 'table_id', 'evidence', 'method_labels', 'scored_indices', 'score_table', 'best_of',
+           'bracket', 'styled', 'evidence', 'method_labels', 'scored_indices', 'score_table', 'best_of',
            'best_classical', 'tell_p', 'comparison_table', 'rank_style', 'rank_words', 'training_table', 'show_curves',
            'scene_bands', 'describe_setting', 'verdict', 'order_crops', 'fused_only', 'show_matrix', 'show_tau',
            'gain_table', 'gain_style', 'outcome', 'answers', 'headline_table', 'show_headline', 'headline_words']
 
 # %% ../nbs/30_report.ipynb #65880e95
 import json
-import re
+from hashlib import sha256
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -177,7 +178,7 @@ def show_scores(
 ARROW = {"lower": "↓", "higher": "↑"}
 CSS = [{"selector": "caption", "props": "caption-side: top; text-align: left; font-style: italic"}, {"selector": "", "props": "font-size: 90%"},
        {"selector": "td", "props": "white-space: nowrap"}, {"selector": "th", "props": "vertical-align: bottom"},
-       {"selector": "td.col0, th.col0", "props": "text-align: left"}]
+       {"selector": "td.col0, th.col0", "props": "text-align: left"}, {"selector": "small", "props": "font-weight: normal"}]
 
 
 def bracket(
@@ -192,14 +193,21 @@ def bracket(
     "`2.31 [2.02, 2.60]`, the bracket small and grey."
     mean, low, high = (round(v, digits) + 0.0 for v in (mean, low, high))  # + 0.0: no -0.00
     text = f"{mean:{sign}.{digits}f}{unit}"
-    return text if np.isnan(low) else f'{text} <span style="color:#888;font-size:85%;font-weight:normal">[{low:.{digits}f}, {high:.{digits}f}]</span>'
+    return text if np.isnan(low) else f'{text} <small style="color:#888">[{low:.{digits}f}, {high:.{digits}f}]</small>'
 
 
-def table_id(
-    *words: str,
-) -> str:  # letters, digits and underscores
-    "Two tables of one page need different names, or the marks of one show in the other; the same table always gets the same."
-    return "_".join(re.findall(r"\w+", " ".join(words)))
+def styled(
+    shown: pd.DataFrame,  # what stands in the cells, HTML
+    marks: pd.DataFrame,  # CSS of the cells, "" for none
+    caption: str,
+    *,
+    name: tuple,  # words that no other table of the page has: two of one name would show each other's marks
+    css: tuple = (),  # rules before those of all tables
+):
+    "A styled table; the same table gives the same bytes. Names are short and stand in marked cells only, which halves the file."
+    short = sha256(" ".join(name).encode()).hexdigest()[:5]
+    style = Styler(shown, uuid=short, cell_ids=False, caption=caption).apply(lambda _: marks, axis=None).hide(axis="index")
+    return style.set_table_styles([*css, *CSS])
 
 
 def evidence(
@@ -247,8 +255,7 @@ def score_table(
         marks.loc[rank.index[rank == 2], k] = "text-decoration: underline"
     head = {k: f"{LABELS[k]} {ARROW[BETTER[k]]}" for k in indices}
     marks = marks.rename(columns=head)
-    style = shown.rename(columns=head).style.apply(lambda _: marks, axis=None).hide(axis="index").set_table_styles(CSS)
-    return style.set_caption(f"{title + ': ' if title else ''}means over {evidence(table['n'].max())}.").set_uuid(table_id(title, *indices))
+    return styled(shown.rename(columns=head), marks, f"{title + ': ' if title else ''}means over {evidence(table['n'].max())}.", name=(title, *indices))
 
 # %% ../nbs/30_report.ipynb #eeeb1757
 def best_of(
@@ -306,8 +313,8 @@ def comparison_table(
     marks[shown.columns[-1]] = ""
     test = f"p: sign flips of pictures, Holm over {len(table)} methods" if table["p"].notna().any() else (
         f"n too small: {n} picture{'s' * (n > 1)} cannot give a p below {smallest_p(n):.2g}" + (f", and {len(table)} comparisons share it" if n > 5 else ""))
-    style = shown.style.apply(lambda _: marks, axis=None).hide(axis="index").set_table_styles(CSS)
-    return style.set_caption(f"{title + ': ' if title else ''}paired differences from {against}, the best classical method, over {evidence(n)}. {test}.").set_uuid(table_id(title, "against", main))
+    caption = f"{title + ': ' if title else ''}paired differences from {against}, the best classical method, over {evidence(n)}. {test}."
+    return styled(shown, marks, caption, name=(title, "against", main))
 
 # %% ../nbs/30_report.ipynb #60650e91
 def rank_style(
@@ -331,8 +338,8 @@ def rank_style(
     shades.insert(0, "method", "")
     head = {k: LABELS[k].split(",")[0] for k in LABELS}
     shades = shades.rename(columns=head)
-    style = shown.rename(columns=head).style.apply(lambda _: shades, axis=None).hide(axis="index").set_table_styles([{"selector": "td, th", "props": "text-align: center"}, *CSS])
-    return style.set_caption(f"{title + ': ' if title else ''}ranks of {len(ranks)} methods by their means over {n} picture{'s' * (n > 1)}, 1 is best.").set_uuid(table_id(title, "ranks"))
+    caption = f"{title + ': ' if title else ''}ranks of {len(ranks)} methods by their means over {n} picture{'s' * (n > 1)}, 1 is best."
+    return styled(shown.rename(columns=head), shades, caption, name=(title, "ranks"), css=({"selector": "td, th", "props": "text-align: center"},))
 
 
 def rank_words(
@@ -530,8 +537,8 @@ def gain_style(
     shown = pd.DataFrame({"network": part["network"].map(lambda n: FAMILY.get(n, n)),
                           "gain, %": [bracket(100 * g, 100 * lo, 100 * hi, 1, sign="+") for g, lo, hi in part[["gain", "low", "high"]].itertuples(index=False)],
                           "better on": [f"{w} of {n} pictures, {tell_p(p)}" for w, n, p in part[["won", "n", "p"]].itertuples(index=False)]})
-    style = shown.style.hide(axis="index").set_table_styles(CSS)
-    return style.set_caption(f"{title + ': ' if title else ''}means over {evidence(part['n'].max())}.").set_uuid(table_id(title, "gain"))
+    marks = pd.DataFrame("", index=shown.index, columns=shown.columns)
+    return styled(shown, marks, f"{title + ': ' if title else ''}means over {evidence(part['n'].max())}.", name=(title, "gain"))
 
 # %% ../nbs/30_report.ipynb #02acadb2
 def outcome(

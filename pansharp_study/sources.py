@@ -6,8 +6,8 @@
 __all__ = ['SUFFIXES', 'LARGEST_BYTES', 'FORMATS', 'LARGEST_PIXELS', 'Item', 'is_picture', 'read_item', 'Block', 'index_folder',
            'tar_header', 'tar_extension', 'scan_tar', 'index_archive', 'permutation', 'reason_of', 'Report', 'to_rgb',
            'identify', 'decode', 'Epoch', 'fingerprint', 'Source', 'expand_braces', 'find_paths', 'read_list',
-           'list_block', 'open_source', 'Cut', 'mirrored', 'cut_canvas', 'as_sources', 'Task', 'Deal', 'attempt',
-           'work', 'Worker', 'stop_all', 'Orders', 'Crew', 'Supply', 'Refill', 'canvases', 'check_source']
+           'list_block', 'open_source', 'Cut', 'mirrored', 'cut_canvas', 'as_sources', 'Task', 'Deal', 'order_of',
+           'attempt', 'work', 'Worker', 'stop_all', 'Orders', 'Crew', 'Supply', 'Refill', 'canvases', 'check_source']
 
 # %% ../nbs/09_sources.ipynb #b0b3c966
 import csv
@@ -604,6 +604,20 @@ class Deal:
         self.given[task.source] += 1
         self.epoch[task.source], self.position[task.source] = task.epoch, task.position + 1
 
+    def where(self) -> dict:
+        "Where it stands: for each source the pictures given, the epoch and the position in it."
+        return {"given": list(self.given), "epoch": list(self.epoch), "position": list(self.position)}
+
+    def stand(self, where: dict):
+        "Go on from where another one stood."
+        self.given, self.epoch, self.position = (list(where[key]) for key in ("given", "epoch", "position"))
+
+
+def order_of(deal: Deal, cut: Cut) -> dict:
+    "All that the order of canvases follows from."
+    return {"seed": deal.seed, "rank": deal.rank, "world": deal.world, "shares": list(deal.shares), "cut": tuple(cut),
+            "sources": [source.fingerprint() for source in deal.sources]}
+
 # %% ../nbs/09_sources.ipynb #7be796b4
 def attempt(
     task: Task,
@@ -850,18 +864,14 @@ class Supply:
 
     def state_dict(self) -> dict:
         "Where it stands, and in what order that was counted."
-        done = self.done
-        return {"seed": done.seed, "rank": done.rank, "world": done.world, "shares": list(done.shares), "cut": tuple(self.options["cut"]),
-                "sources": [source.fingerprint() for source in done.sources], "given": list(done.given), "epoch": list(done.epoch),
-                "position": list(done.position), "alive": list(self.alive)}
+        return {**order_of(self.done, self.options["cut"]), **self.done.where(), "alive": list(self.alive)}
 
     def load_state_dict(self, state: dict):
         "Go on from there; ValueError where the order is another one."
-        own = Supply.state_dict(self)
-        for key in ("seed", "rank", "world", "shares", "cut", "sources"):
-            if own[key] != state[key]:
-                raise ValueError(f"the state was stored with {key}={state[key]}, here it is {own[key]}: begin afresh, or restore what was changed")
-        self.done.given, self.done.epoch, self.done.position = (list(state[key]) for key in ("given", "epoch", "position"))
+        for key, value in order_of(self.done, self.options["cut"]).items():
+            if value != state[key]:
+                raise ValueError(f"the state was stored with {key}={state[key]}, here it is {value}: begin afresh, or restore what was changed")
+        self.done.stand(state)
         self.alive = list(state["alive"])
         self.close()
 
@@ -870,8 +880,7 @@ class Supply:
         if self.crew is not None:
             self.crew.close()
         self.crew = None
-        for name in ("given", "epoch", "position"):  # what was given out but not taken is given out again
-            setattr(self.deal, name, list(getattr(self.done, name)))
+        self.deal.stand(self.done.where())  # what was given out but not taken is given out again
 
     def __enter__(self):
         return self
