@@ -6,11 +6,11 @@
 __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'CLAIMS', 'SAME', 'FAMILIES', 'ENOUGH_PICTURES',
            'KINDS', 'Results', 'checked', 'collect', 'describe', 'write_results', 'read_results', 'cache_for',
            'prepare_once', 'measure', 'by_acquisition', 'comparable', 'groups', 'group_name', 'yardsticks',
-           'ratio_rows', 'in_words', 'real_table', 'reasons', 'setting', 'failures', 'cost_table', 'plain',
-           'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'show_ratios', 'made_words', 'against_words',
-           'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gain_tables', 'freeze_table', 'corpus_sizes',
-           'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost', 'ndvi_table',
-           'missing_table', 'satellites', 'slim', 'make_reports', 'main']
+           'ratio_rows', 'in_words', 'real_table', 'reasons', 'unfinished', 'setting', 'failures', 'cost_table',
+           'plain', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'show_ratios', 'made_words',
+           'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gain_tables', 'freeze_table',
+           'corpus_sizes', 'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost',
+           'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
 
 # %% ../nbs/37_results.ipynb #8729f7c1
 import argparse
@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -108,7 +109,7 @@ def describe(
            + f" --most-pairs {r.get('most_pairs', 3)} --device {r['device']} --share {r['share'][0]}/{r['share'][1]}" for r in runs]
     return {
         "schema_version": SCHEMA_VERSION, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit_now(), "torch": torch.__version__, "machine": machine_name(),
-        "runs": runs, "devices": sorted(rows["device"].unique()), "steps": steps,
+        "runs": runs, "jobs_left": found.notes.get("jobs_left", 0), "devices": sorted(rows["device"].unique()), "steps": steps,
         "seeds": sorted(int(v) for v in rows.loc[rows["network"] != "", "seed"].unique()), "networks": [n for n in dict.fromkeys(rows["network"]) if n],
         "weights": {k: v for k, v in marks.items() if any(m and v["sha256"].startswith(m) for m in used)},
         "other_weights": sorted(m for m in used if m and not any(v["sha256"].startswith(m) for v in marks.values())),
@@ -309,6 +310,14 @@ def reasons(
     return list(found.missing.loc[found.missing["sensor"].str.split(":").str[0] == satellite, "reason"])
 
 
+def unfinished(
+    found: Results,
+) -> str:  # Markdown; empty if all was done
+    "A warning that the run was stopped."
+    left = found.notes.get("jobs_left", 0)
+    return f"**The run was stopped with {left} jobs left: what follows is a part, and what is missing here may come yet.**\n\n" if left else ""
+
+
 def setting(
     found: Results,
     satellite: str,  # WV2
@@ -318,12 +327,12 @@ def setting(
     mine = rows[rows["satellite"] == satellite]
     if mine.empty:
         why = "; ".join(reasons(found, satellite)) or "the results have no row of it"
-        return f"**There is no real scene of {name} in these results: {why}.** No simulated figure takes its place here. The simulated benchmark has pages of its own."
+        return unfinished(found) + f"**There is no real scene of {name} in these results: {why}.** No simulated figure takes its place here. The simulated benchmark has pages of its own."
     about = mine.groupby(["acquisition", "split", "bands"], sort=False).agg(scenes=("tile", "nunique"), full=("resolution", lambda r: "full" in set(r))).reset_index()
     lines = [f"| {a} | {s} | {b} | {n} | {'yes' if full else 'no'} |" for a, s, b, n, full in about.itertuples(index=False)]
     tuned = mine[mine["paradigm"] == "one-shot full"]
     steps, seeds = (", ".join(str(v) for v in sorted(tuned[k].unique())) or "none" for k in ("steps", "seed"))
-    return (f"**Real** scenes of {name}, as delivered by the satellite: nothing on this page is simulated. They come from a user's folder with a listing (`RR_SCENES.csv`); its terms are those of whoever published it, so no picture is shown unless the page was made with `--pictures`.\n\n"
+    return unfinished(found) + (f"**Real** scenes of {name}, as delivered by the satellite: nothing on this page is simulated. They come from a user's folder with a listing (`RR_SCENES.csv`); its terms are those of whoever published it, so no picture is shown unless the page was made with `--pictures`.\n\n"
             "| acquisition | split | bands | scenes | full resolution too |\n|---|---|---|---|---|\n" + "\n".join(lines) + "\n\n"
             "**All pairs are registered**: the shift of PAN against the bands was estimated from the pair and taken out before any method saw it, the same for all. Reduced resolution is Wald's protocol with the sensor's MTF, or a triple that came with its reference. One-shot tuning took one tile (or the upper half of a single scene), "
             f"{steps} steps; seeds: {seeds}; the other tiles (or the lower half) are scored. Networks are the released ones, pretrained on simulated pairs only.")
@@ -468,6 +477,7 @@ def show_ratios(
     values = table.pivot(index="row", columns="column", values="ratio").reindex(index=[k for k in order if k in set(table["row"])], columns=list(dict.fromkeys(table["column"])))
     shown = values.clip(upper=2)  # from scratch is far off: its numbers stay, its colour ends
     fig = show_matrix(shown, centre=1, title="Real scenes: ERGAS / that of the best classical method", label="below 1: the network is better")
+    fig.set_figwidth(1.05 * values.shape[1] + 4)
     fig.axes[0].images[0].set_cmap("RdBu_r")
     fig.axes[0].set_xticks(range(values.shape[1]), values.columns, rotation=0, ha="center", fontsize=7)
     for text, v in zip(fig.axes[0].texts, values.to_numpy().ravel()):
@@ -483,7 +493,7 @@ def made_words(
     where = pd.DataFrame(notes["acquisitions"])
     lines = [f"- {s}: {len(part)} acquisition{'s' * (len(part) > 1)}, {part['scenes'].sum()} scenes ({', '.join(part['acquisition'])})" for s, part in where.groupby("split", sort=True)]
     made = "; ".join(sorted({f"{r['machine']}, torch {r['torch']}" for r in notes["runs"]})) or f"a machine that was not recorded ({', '.join(notes['devices'])})"
-    return "\n".join([f"Networks: {', '.join(notes['networks']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
+    return unfinished(found) + "\n".join([f"Networks: {', '.join(notes['networks']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
                        "All pairs are registered, for classical methods and networks alike.\n", *lines])
 
 
@@ -633,7 +643,8 @@ def corpus_table(
     out = []
     for (network, bands, corpus), part in means.groupby(level=[0, 1, 2], sort=False):
         values = part["ergas"].droplevel([0, 1, 2])
-        row = {"network": NAMES.get(network, network), "bands": bands, "corpus": corpus} | {f"{k} pictures": sizes.get(k, 0) if k in KINDS.get(corpus, []) else 0 for k in ("photograph", "remote_sensing")}
+        row = {"network": NAMES.get(network, network), "bands": bands, "corpus": corpus}
+        row |= {f"{name} pictures": (sizes.get(k, 0) if k in KINDS[corpus] else 0) if corpus in KINDS else "not known" for k, name in (("photograph", "natural"), ("remote_sensing", "remote-sensing"))}
         row |= {"acquisitions": len(part), "SAM, degrees": float(part["sam_deg"].mean()), "ERGAS": bracket(*interval(values))}
         if (network, bands, "natural") in means.index.droplevel(3):
             gain = (values / means["ergas"][network, bands, "natural"] - 1).dropna()
@@ -754,15 +765,17 @@ def slim(
     notebook: dict,  # executed, clean
     empty: bool,  # only the first thing shown is kept
 ) -> dict:
-    "Fewer colours in figures, no second description of them."
+    "Fewer colours in figures, tables without the classes that no rule uses, nothing described twice."
     from PIL import Image
 
     for cell in notebook["cells"]:
         for data in [o["data"] for o in cell.get("outputs", []) if "data" in o]:
             if "image/png" in data:
                 target, image = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"]))))
-                image.convert("RGB").quantize(64).save(target, "PNG", optimize=True)
+                image.convert("RGB").quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
                 data["image/png"] = base64.b64encode(target.getvalue()).decode()
+            if "text/html" in data:
+                data["text/html"] = re.sub(r' class="data row\d+ col[1-9]\d*"|\s+(?=</?t[dhr])', "", "".join(data["text/html"])).replace(" >", ">")
             if set(data) & {"image/png", "image/jpeg", "text/html", "text/markdown"}:
                 data.pop("text/plain", None)
     if empty:
@@ -785,6 +798,7 @@ def make_reports(
     out, templates, made = Path(out).resolve(), root() / "nbs" / "results", []
     found, told = read_results(out), out.relative_to(root()).as_posix() if out.is_relative_to(root()) else str(out)
     there = set(by_acquisition(found.rows)["satellite"])
+    yardsticks(by_acquisition(found.rows))  # an unfinished run is told before anything is executed
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(cwd=str(root()), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     try:
@@ -810,11 +824,11 @@ def main(
     parser.add_argument("--networks", default="fusionnet,panformer,panmamba,bandset", type=lambda s: s.split(",")), parser.add_argument("--seeds", default=[0, 1, 2], type=lambda s: [int(v) for v in s.split(",")])
     parser.add_argument("--steps", type=int, help="of tuning; default: params.yaml, adapt"), parser.add_argument("--scale", default="h100", choices=("h100", "laptop"))
     parser.add_argument("--most-pairs", type=int, default=3), parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--share", default=(0, 1), type=lambda s: tuple(int(v) for v in s.split("/")), help="k/n: every n-th job, from the k-th; the last call collects")
+    parser.add_argument("--share", default=(0, 1), type=lambda s: tuple(int(v) for v in s.split("/")), help="k/n: only run every n-th job, from the k-th; the command without it then collects")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no job after that")
     parser.add_argument("--pictures", action="store_true", help="show a scene in the reports: for your own imagery; terms of others may forbid it")
     args = parser.parse_args(argv)
-    folders, pairs = args.rows or [], ""
+    folders, pairs, left = args.rows or [], "", 0
     try:
         if args.real and args.rows or args.pictures and not args.real:
             raise ValueError("--real and --rows exclude each other" if args.rows and args.real else "--pictures needs the scenes: give --real FOLDER")
@@ -823,15 +837,21 @@ def main(
             params["adapt"] |= {"steps": args.steps} if args.steps else {}
             settle(params["threads"])
             cache, left = measure(args.real, args.split, params, networks=args.networks, seeds=args.seeds, share=args.share, device=args.device, minutes=args.minutes, most_pairs=args.most_pairs)
-            if left or args.share[1] > 1:
-                print(f"{left} jobs of this share are left" + "; these are the results of the jobs that are done (the same command goes on)" * bool(left))
+            if args.share[1] > 1:
+                return print(f"{left} jobs of share {args.share[0]}/{args.share[1]} are left; the same command without --share puts the rows of all shares together")
+            if left:
+                print(f"{left} jobs are left: these are the results of those that are done, the same command goes on")
             folders, pairs = [cache], str(cache / "pairs.safetensors") if args.pictures else ""
         if folders:
             words = ["FOLDER" if before == "--real" else "GPU_OUT" if word in (args.rows or []) else "OUT" if before == "--out" and Path(word).is_absolute() else word for before, word in zip(["", *given], given)]
-            write_results(args.out, collect(folders), "python -m pansharp_study.results " + " ".join(words))
+            found = collect(folders)
+            found.notes["jobs_left"] = left
+            write_results(args.out, found, "python -m pansharp_study.results " + " ".join(words))
         made = make_reports(args.out, pairs=pairs)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: no {error.name} here, so no reports; the tables are in {args.out}: python -m pansharp_study.results --out {args.out} makes the reports where the project is set up (make env)")
     print(f"{len(made)} reports in {Path(args.out) / 'reports'}")
 
 
