@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS, REPORTS, CACHE = ROOT / "nbs", ROOT / "reports", ROOT / ".cache" / "docs"
 SATELLITES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "IKONOS": "IKONOS", "QB": "QuickBird", "GF2": "GaoFen-2",
               "WV2-real": "WorldView-2, the real pair"}
+OTHERS = {"GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # satellites with pages of real scenes only
 NETWORKS = {"fusionnet": "FusionNet", "panformer": "PanFormer", "panmamba": "PanMamba"}
 TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "benchmark")  # in reading order
 SECONDS = 300  # a notebook that runs longer is stopped
@@ -386,6 +387,26 @@ def results_pages(symbols: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     return pages, entries
 
 
+def real_pages(symbols: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Pages of real scenes, one section for each folder of results/, apart from those of the pipeline."""
+    pages, sections = {}, {}
+    for folder in sorted((ROOT / "results").glob("*/reports")):
+        scale, names = folder.parent.name, SATELLITES | OTHERS
+        found = {p.stem: p for p in folder.glob("*.ipynb") if not p.name.endswith(".running.ipynb")}
+        order = [n for n in ["compare", *names, *sorted(found)] if n in found]
+        if not order:
+            continue
+        titles = {n: "Compare all satellites" if n == "compare" else names.get(n, n) for n in dict.fromkeys(order)}
+        for name, title in titles.items():
+            pages[f"real/{scale}/{name}.ipynb"] = finished(report_page(found[name], f"{title}: real scenes ({scale})", symbols, "../../"))
+        lines = [f"# Real scenes ({scale})", "", "**Real images of real satellites**, and networks adapted at the scale of the released weights. Nothing here comes from the laptop run whose reports stand under Results, and no simulated scene is scored. "
+                 f"The rows are in `results/{scale}/metrics.csv`; `results/{scale}/manifest.json` says what made them.", ""]
+        lines += [f"- [{title}](real/{scale}/{name}.ipynb)" for name, title in titles.items()]
+        pages[f"real-{scale}.md"] = "\n".join(lines) + "\n"
+        sections[f"Real scenes ({scale})"] = [f"Overview <real-{scale}>", *(f"{title} <real/{scale}/{name}>" for name, title in titles.items())]
+    return pages, sections
+
+
 def promise(notebook: dict) -> str:
     """The line below a notebook's title."""
     found = re.search(r"^>\s*(.+)$", notebook["cells"][0]["source"], flags=re.MULTILINE)
@@ -428,6 +449,8 @@ def write_pages(executed: dict[Path, Path]) -> Path:
     modules = exported(library)
     symbols, tutorials, index = symbol_table(library, modules), {}, None
     pages, results = results_pages(symbols)
+    real, sections = real_pages(symbols)
+    pages |= real
     for path, copy in executed.items():
         notebook, name = read(copy), path.relative_to(NBS).as_posix()
         if name == "index.ipynb":
@@ -439,7 +462,7 @@ def write_pages(executed: dict[Path, Path]) -> Path:
     more, reference = library_pages(library, modules)
     also, learning = tutorial_pages(tutorials)
     front = lesson_page(index, modules, symbols, 0) if index else [markdown("# pansharp_study")]
-    front.append(markdown("\n\n".join([toctree(results, "Results"), toctree(learning, "Tutorials"), toctree(reference, "Library")])))
+    front.append(markdown("\n\n".join([toctree(results, "Results"), *(toctree(entries, caption) for caption, entries in sections.items()), toctree(learning, "Tutorials"), toctree(reference, "Library")])))
     pages |= {**more, **also, "index.ipynb": finished(front)}
     for name, text in pages.items():
         write_if_changed(source / name, text)
@@ -451,7 +474,7 @@ def write_pages(executed: dict[Path, Path]) -> Path:
 def fingerprint() -> str:
     """Changes with everything that the site shows."""
     seen = sha256("".join(sorted(copy.name for copy in keys(lessons()).values())).encode())
-    reports = [p for p in REPORTS.rglob("*.ipynb") if not p.name.endswith(".running.ipynb")]
+    reports = [p for folder in (REPORTS, ROOT / "results") for p in folder.rglob("*.ipynb") if not p.name.endswith(".running.ipynb")]
     for path in sorted([*reports, *(p for p in (ROOT / "docs").rglob("*") if p.is_file() and "__pycache__" not in p.parts), ROOT / "settings.ini"]):
         seen.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return seen.hexdigest()

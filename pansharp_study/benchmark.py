@@ -6,17 +6,20 @@
 __all__ = ['SCHEMA_VERSION', 'LABELS', 'INDICES', 'COSTS', 'ROW', 'SMALLEST', 'REASONS', 'MORE', 'Pair', 'halved', 'save_pairs',
            'load_pairs', 'real_pairs', 'listed', 'split_acquisitions', 'simulated_pairs', 'Item', 'item_of',
            'acquisitions', 'other_pairs', 'ndvi_error', 'score_pair', 'label', 'rows_of', 'classical_rows',
-           'network_rows', 'job_name', 'jobs_of', 'done', 'run', 'read_rows', 'read_missing', 'summary', 'gains',
-           'main']
+           'network_rows', 'machine_name', 'save_settings', 'job_name', 'jobs_of', 'done', 'run', 'read_rows',
+           'read_missing', 'summary', 'gains', 'main']
 
 # %% ../nbs/36_benchmark.ipynb #62c8daf9
 import argparse
 import csv
 import json
+import os
+import platform
 import re
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -365,6 +368,29 @@ def network_rows(
         rows += rows_of(item, memory[known], resolutions, paradigm=paradigm, tuned_on=taught, **(labels | {"mark": ""}))
     return pd.DataFrame(rows).reindex(columns=ROW), pd.DataFrame(curve).reindex(columns=ROW), left_out
 
+# %% ../nbs/36_benchmark.ipynb #5e771465
+def machine_name(
+    device: str | torch.device = "cpu",
+) -> str:
+    "The processor, or the GPU."
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE) if info.is_file() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def save_settings(
+    path: Path,  # JSON
+    **settings,
+):
+    "What the rows beside it were made with, for the manifest of notebook results."
+    from pansharp_study.real import commit_now
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit_now(), "torch": torch.__version__}
+    path.write_text(json.dumps(about | settings, indent=1) + "\n")
+
 # %% ../nbs/36_benchmark.ipynb #64e72ae1
 def job_name(key: tuple, network: str, seed: int) -> str:
     "File name of a job."
@@ -408,6 +434,7 @@ def run(
     out, begin, remembered = Path(out), time.monotonic(), {}
     marks = {(w["network"], w["bands"] or None): w["sha256"] for w in manifest(weights)["weights"]}
     jobs = jobs_of(pairs, networks, seeds)[share[0] :: share[1]]
+    save_settings(out / f"settings_{share[0]}.json", machine=machine_name(device), device=str(device), adapt=params["adapt"], networks=networks, seeds=seeds, share=share, **options)
     for i, (key, network, seed) in enumerate(jobs):
         sensor, path = acquisitions(pairs)[key][0].sensor, out / "rows" / f"{job_name(key, network, seed)}.csv"
         mark = marks.get((network, sensor.n_bands), marks.get((network, None), ""))

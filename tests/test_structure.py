@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-STAGES = sorted((ROOT / "nbs" / "stages").glob("*.ipynb"))
+STAGES = sorted(p for folder in ("stages", "results") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 
 
 def tracked() -> list[Path]:
@@ -46,9 +46,9 @@ def test_notebook_is_clean(path):
     assert first.startswith("# "), f"{path.name} should begin with a title"
 
 
-@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_stage_defines_nothing(path):
-    """Stages call the library; a function in a stage can't be tested or taught."""
+    """Stages and report templates call the library; a function in them can't be tested or taught."""
     assert not any(re.search(r"^\s*(def|class) ", code(c), re.M) for c in json.loads(path.read_text())["cells"])
 
 
