@@ -288,12 +288,13 @@ FACTS, KNOWN = 2, 0.35  # numbers that the network is told; largest log ratio th
 
 
 def nominal_gain(
-    sensor,  # name or Sensor; None or a generic one: unknown
+    sensor,  # name or Sensor; None, a generic one, or one without published gains: unknown
     like: torch.Tensor,  # (B,...): batch, device
 ) -> torch.Tensor:  # (B,1) mean gain of the bands at their Nyquist frequency, 0: unknown
     "What the sensor's data sheet says of the sharpness of MS."
     sensor = None if sensor is None else get_sensor(sensor)
-    gains = [0.0] if sensor is None or sensor.name == "generic" else sensor.mtf_ms
+    known = sensor is not None and sensor.name != "generic" and sensor.mtf_published
+    gains = sensor.mtf_ms if known else [0.0]
     return torch.full((like.shape[0], 1), sum(gains) / len(gains), device=like.device)
 
 

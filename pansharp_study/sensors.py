@@ -54,6 +54,9 @@ class Sensor:
     @property
     def nominal(self) -> bool: return any(text.startswith("nominal") for text in self.sources)
 
+    @property
+    def mtf_published(self) -> bool: return bool(self.mtf_ms) and "none published" not in " ".join(self.sources)
+
     def subset(self, bands: tuple[str, ...]) -> "Sensor":
         """The same imager with fewer bands, in the order given."""
         missing = [band for band in bands if band not in self.bands]
