@@ -157,9 +157,9 @@ def training_step(name, params, device, bands):
         model.network.compile(dynamic=False)
     cuda = device == "cuda"
 
-    def forward(*args):
+    def forward(*args, **told):
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
-            return model(*args)
+            return model(*args, **told)
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda)
     parameters = list(model.parameters())
