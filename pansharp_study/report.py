@@ -36,7 +36,8 @@ LABELS = {"sam_deg": "SAM, degrees", "ergas": "ERGAS", "q2n": "Q2n", "psnr_db": 
 COLOURS = {"classical": "#8c8c8c", "zero-shot": "#1b6ca8", "one-shot full": "#0b8457", "one-shot freeze": "#7fb069",
            "one-shot from scratch": "#c8553d"}
 DIGITS = {"sam_deg": 2, "ergas": 2, "psnr_db": 2}  # three for the others
-FAMILY = {"fusionnet": "FusionNet (CNN)", "panformer": "PanFormer (Transformer)", "panmamba": "PanMamba (Mamba)"}
+FAMILY = {"fusionnet": "FusionNet (CNN)", "panformer": "PanFormer (Transformer)", "panmamba": "PanMamba (Mamba)", "bandset": "BandSet (any bands)", "pannet": "PanNet (CNN)", "pnn": "PNN (CNN)",
+          "msdcnn": "MSDCNN (CNN)", "restormer": "Restormer (Transformer)"}
 
 
 def set_style(

@@ -9,8 +9,8 @@ __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'C
            'ratio_rows', 'in_words', 'real_table', 'reasons', 'unfinished', 'setting', 'failures', 'cost_table',
            'plain', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'show_ratios', 'made_words',
            'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gain_tables', 'freeze_table',
-           'corpus_sizes', 'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost',
-           'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
+           'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost', 'ndvi_table',
+           'missing_table', 'satellites', 'slim', 'make_reports', 'main']
 
 # %% ../nbs/37_results.ipynb #8729f7c1
 import argparse
@@ -39,7 +39,7 @@ from .classical import METHODS
 from .core import load_params, root, settle
 from .evaluate import as_method
 from pansharp_study.report import (
-    FAMILY, best_classical, bracket, display_bands, gain_style, gain_table, outcome, score_table, show_crops, show_errors, show_matrix, tell_p,
+    FAMILY, bracket, display_bands, gain_style, gain_table, outcome, score_table, show_crops, show_errors, show_matrix, tell_p,
 )
 from .sensors import get_sensor
 from .stats import interval, mean_table, paired, tile_scores
@@ -210,8 +210,8 @@ def measure(
     return cache, run(prepare_once(real, split, cache, params["targets"]), cache, params, most_pairs=most_pairs, **options)
 
 # %% ../nbs/37_results.ipynb #ffba7f9d
-INK = {"fusionnet": "#1b6ca8", "panformer": "#c8553d", "panmamba": "#0b8457", "bandset": "#7a4fa3", "": "#8c8c8c"}
-NAMES = FAMILY | {"bandset": "BandSet (any bands)"}
+INK = {"fusionnet": "#1b6ca8", "pannet": "#59a5d8", "panformer": "#c8553d", "panmamba": "#0b8457", "bandset": "#7a4fa3", "": "#8c8c8c"}
+NAMES = FAMILY
 WAYS = (*PARADIGMS, *MORE)
 TITLES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "QB": "QuickBird", "GF2": "GaoFen-2", "GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # others go by their own name
 
@@ -255,12 +255,14 @@ def group_name(
 def yardsticks(
     rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
 ) -> dict:  # (split, bands) -> classical method
-    "The best classical method of every group, by mean ERGAS at reduced resolution."
+    "The best single classical method of every group: lowest mean of SAM/SAM_EXP + ERGAS/ERGAS_EXP at reduced resolution, as in notebook real."
     out = {}
     for key, part in groups(comparable(rows[rows["resolution"] == "reduced"])).items():
-        if not set(part["method"]) & (set(METHODS) - {"EXP"}):
+        names = [m for m in METHODS if m in set(part["method"]) and m != "EXP"]
+        if not names or "EXP" not in set(part["method"]):
             raise ValueError(f"No classical method was scored on {group_name(key)}: finish the jobs first (all shares, no --minutes)")
-        out[key] = best_classical(part)
+        tables = [part.pivot_table(index="acquisition", columns="method", values=k) for k in ("sam_deg", "ergas")]
+        out[key] = sum(t[names].div(t["EXP"], axis=0) for t in tables).mean().idxmin()
     return out
 
 
@@ -627,16 +629,9 @@ ENOUGH_PICTURES = 100_000  # remote-sensing pictures; SkyScript has 5.2 million
 KINDS = {name: kinds for name, (kinds, _) in CORPORA.items()} | {"both": ["photograph", "remote_sensing"], "remote_sensing": ["remote_sensing"], "photograph": ["photograph"]}
 
 
-def corpus_sizes(
-    listing: pd.DataFrame,  # data/corpus.csv
-) -> dict:  # kind -> pictures
-    "How many pictures of each kind there are."
-    return {k: int(n) for k, n in listing["kind"].value_counts().items()}
-
-
 def corpus_table(
     scores: pd.DataFrame,  # docs/corpora.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas, steps, weights
-    sizes: dict,  # of corpus_sizes
+    sizes: dict,  # kind -> pictures, see weights.corpus_of
 ) -> pd.DataFrame:  # one row per network, bands and corpus: pictures by kind, means over acquisitions, ERGAS relative to natural pictures
     "Natural against remote-sensing pictures, with the sizes of the corpora."
     means = scores.groupby(["network", "bands", "corpus", "acquisition"], sort=False)[["sam_deg", "ergas"]].mean()
