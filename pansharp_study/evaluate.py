@@ -128,6 +128,8 @@ def score_full(
 def score_scene(
     scene,  # xarray.Dataset
     methods: dict,  # (method, network, paradigm) -> function
+    *,
+    resolutions: tuple = ("reduced", "full"),  # to score at, where the scene has them
 ) -> tuple[pd.DataFrame, dict]:  # one row per method and resolution; the fused images
     "Fuse one scene with every method at both resolutions and score the results; a ready-made triple at its own only."
     ms, pan, sensor = pair_tensors(scene)
@@ -137,6 +139,7 @@ def score_scene(
     coarse = fewer | {k: options[k] for k in options if k == "phase"}
     rows, done = [], {}
     images = {"reduced": {"gt": small["gt"], "pan": small["pan"]}} | ({} if given else {"full": {"pan": pan}})
+    images = {k: x for k, x in images.items() if k in resolutions}
 
     def at(resolution, fuse):
         if resolution == "reduced":

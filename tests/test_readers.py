@@ -406,13 +406,14 @@ def test_a_target_of_real_scenes(study):
     folder.mkdir(parents=True)
     (folder / "tune_x.nc").write_bytes(b"an earlier simulation")
     table = readers.link_scenes("QB", "archive/2 QuickBird", folder, seed=1)
-    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and len(json.loads((folder / "real.json").read_text())) == 4
+    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and json.loads((folder / "real.json").read_text())["scored"] == list(table.loc[table["scored"], "scene"])
     assert (study / "data" / "splits" / "QB.csv").read_text() == (folder / "split.csv").read_text()
+    assert table["scored"].equals(table["split"] == "test")
     tuning, testing = adapt.find_scenes("QB")
     assert isinstance(testing, readers.SceneList) and len(tuning) == 1 and len(testing) == (table["split"] == "test").sum()
     rows, images = score_scene(testing[0], classical_methods(["EXP"]))
     assert list(rows["resolution"]) == ["reduced", "full"] and set(rows["simulated"]) == {"no"} and set(images) == {"reduced", "full"}
-    edited = table.assign(split=["tune", "test"] * 4)
+    edited = table.drop(columns="scored").assign(split=["tune", "test"] * 4)
     edited.to_csv(study / "data" / "splits" / "QB.csv", index=False)
     assert readers.link_scenes("QB", "archive/2 QuickBird", folder, seed=1)["split"].tolist() == ["tune", "test"] * 4
     (study / "archive" / "2 QuickBird" / "MS_256" / "8.mat").unlink(), (study / "archive" / "2 QuickBird" / "PAN_1024" / "8.mat").unlink()
