@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -92,10 +93,10 @@ def write_pancollection(folder: Path, share: float) -> Path:
     return top
 
 
-def watched(command: list, folder: Path) -> tuple[float, float, str]:  # seconds, MiB, output
-    """Run a command and sample the proportional set size of its process tree, twice a second."""
+def watched(command: list, folder: Path) -> dict:  # seconds, cpu_seconds, peak_mib, output
+    """Run a command and sample the proportional set size of its process tree, once a second."""
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(folder), "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
-    start, peak, text = time.perf_counter(), 0.0, []
+    start, before, peak, text = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0.0, []
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     reader = threading.Thread(target=lambda: text.extend(process.stdout))
     reader.start()
@@ -107,11 +108,13 @@ def watched(command: list, folder: Path) -> tuple[float, float, str]:  # seconds
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
         peak = max(peak, now / 2**20)
-        time.sleep(0.5)
+        time.sleep(1)
     reader.join()
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} failed:\n{''.join(text)[-3000:]}")
-    return time.perf_counter() - start, peak, "".join(text)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(spent), "peak_mib": round(peak), "output": "".join(text)}
 
 
 def clone(folder: Path) -> Path:
@@ -132,8 +135,9 @@ def check(copy: Path, name: str, data: Path) -> list[dict]:
     params.write_text(re.sub(rf"^(  {name}:\s*\{{)", rf'\g<1>data: "{data}", ', params.read_text(), flags=re.M))
     rows = []
     for stage in STAGES:
-        seconds, peak, text = watched([sys.executable, "-m", "dvc", "repro", "-s", f"{stage}@{name}"], copy)
-        rows.append({"stage": f"{stage}@{name}", "seconds": round(seconds), "peak_mib": round(peak)})
+        found = watched([sys.executable, "-m", "dvc", "repro", "-s", f"{stage}@{name}"], copy)
+        text = found.pop("output")
+        rows.append({"stage": f"{stage}@{name}", **found})
         print(rows[-1], *re.findall(r".*scenes scored.*", text), sep="\n  ", flush=True)
     return rows
 
