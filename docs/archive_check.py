@@ -93,7 +93,7 @@ def write_pancollection(folder: Path, share: float) -> Path:
     return top
 
 
-def watched(command: list, folder: Path) -> dict:  # seconds, cpu_seconds, peak_mib, output
+def watched(command: list, folder: Path) -> dict:  # seconds, cpu_seconds, peak_mib
     """Run a command and sample the proportional set size of its process tree, once a second."""
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(folder), "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
     start, before, peak, text = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0.0, []
@@ -114,7 +114,7 @@ def watched(command: list, folder: Path) -> dict:  # seconds, cpu_seconds, peak_
         sys.exit(f"error: {' '.join(command)} failed:\n{''.join(text)[-3000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(spent), "peak_mib": round(peak), "output": "".join(text)}
+    return {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(spent), "peak_mib": round(peak)}
 
 
 def clone(folder: Path) -> Path:
@@ -136,9 +136,11 @@ def check(copy: Path, name: str, data: Path) -> list[dict]:
     rows = []
     for stage in STAGES:
         found = watched([sys.executable, "-m", "dvc", "repro", "-s", f"{stage}@{name}"], copy)
-        text = found.pop("output")
         rows.append({"stage": f"{stage}@{name}", **found})
-        print(rows[-1], *re.findall(r".*scenes scored.*", text), sep="\n  ", flush=True)
+        print(rows[-1], flush=True)
+    scores = pd.read_csv(copy / "metrics" / "adapt" / f"{name}.csv")
+    kinds = scores.groupby("resolution")["scene"].nunique()
+    print(f"  scored: {', '.join(f'{n} at {kind} resolution' for kind, n in kinds.items())}; {scores['method'].nunique()} methods", flush=True)
     return rows
 
 
