@@ -26,7 +26,7 @@ NBS, REPORTS, CACHE = ROOT / "nbs", ROOT / "reports", ROOT / ".cache" / "docs"
 SATELLITES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "IKONOS": "IKONOS", "QB": "QuickBird", "GF2": "GaoFen-2",
               "WV2-real": "WorldView-2, the real pair"}
 NETWORKS = {"fusionnet": "FusionNet", "panformer": "PanFormer", "panmamba": "PanMamba"}
-TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "benchmark")  # in reading order
+TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "own_ablation", "benchmark")  # in reading order
 SECONDS = 300  # a notebook that runs longer is stopped
 WORKERS = 2
 
