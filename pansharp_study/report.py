@@ -400,6 +400,8 @@ def describe_setting(
                 "`data/available.csv` says what to put where; no simulated figure takes its place.")
     a, scenes = params["adapt"], rows["scene"].nunique()
     if not real and set(rows["simulated"]) == {"no"}:
+        limit = params["synthesize_scenes"]["scored"]
+        scenes = f"{scenes}{f', at most {limit} of each resolution, drawn from the test split' if limit else ', the whole test split'}"
         data = "**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; no pictures of them are shown, since terms differ"
     else:
         data = ("a **real** satellite pair; no pictures of it are shown, since its terms do not clearly allow that" if real else
