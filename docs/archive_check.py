@@ -148,7 +148,7 @@ def main():
     """Generate, run, measure, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the tiles generated; less than 1 writes no table")
-    parser.add_argument("--only", choices=("NBU", "PanCollection"), help="one archive; writes no table")
+    parser.add_argument("--only", choices=("NBU", "PanCollection"), help="one archive; the rows of the other stay as they are")
     args = parser.parse_args()
     torch.set_num_threads(2)
     table = []
@@ -167,8 +167,10 @@ def main():
                 shutil.rmtree(top)
     table = pd.DataFrame(table)
     print(table.to_string(index=False))
-    if args.only is None and args.share == 1:
-        table.to_csv(ROOT / "docs" / "archive.csv", index=False, lineterminator="\n")
+    if args.share == 1:
+        path = ROOT / "docs" / "archive.csv"
+        before = pd.read_csv(path) if path.is_file() else table[:0]
+        pd.concat([before[~before["archive"].isin(table["archive"])], table]).to_csv(path, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

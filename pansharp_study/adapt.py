@@ -500,7 +500,7 @@ def adapt_scenes(
     rows, crops = [], {}
     both = {f.resolution for f in getattr(testing, "files", ())} == {"reduced", "full"}  # an archive of both: each scene at its own, none counts twice
     for scene in tqdm(testing if tuning else [], unit="scene", mininterval=2):
-        table, images = score_scene(scene, methods, **({"resolutions": (scene.attrs["resolution"],)} if both else {}))
+        table, images = score_scene(scene, methods, crop=params["adapt"]["crop"], **({"resolutions": (scene.attrs["resolution"],)} if both else {}))
         rows.append(table)
         crops |= {k: central(images[k], params["adapt"]["crop"]) for k in images if k not in crops}
     message = f"{len(rows)} scenes scored with {len(methods)} methods; tuned on {len(tuning[:1])} pair." if rows else (
