@@ -508,7 +508,7 @@ def _drawn(names: list, seed) -> list:
     "Names in an order that the seed decides, each by itself: it does not depend on what else is there."
     return sorted(names, key=lambda name: sha256(f"{seed}/{name}".encode()).digest())
 
-
+# %% ../nbs/34_readers.ipynb #a2c41f03
 def split_scenes(
     scenes,  # a SceneList, or names
     path: str | Path,  # CSV: read if it is there, else written
