@@ -27,7 +27,7 @@ SATELLITES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", 
               "WV2-real": "WorldView-2, the real pair"}
 OTHERS = {"GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # satellites with pages of real scenes only
 NETWORKS = {"fusionnet": "FusionNet", "panformer": "PanFormer", "panmamba": "PanMamba"}
-TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "benchmark")  # in reading order
+TUTORIALS = ("one_pair", "protocol", "gallery", "new_sensor", "own_pair", "own_ablation", "benchmark")  # in reading order
 SECONDS = 300  # a notebook that runs longer is stopped
 WORKERS = 2
 

@@ -498,10 +498,11 @@ def adapt_scenes(
             methods |= {(f"{label} {p}", label, p): as_method(t.network) if t.share else fuse for p, t in found.items()}  # one that stayed where it was is scored once
             losses += [(label, p, i + 1, v) for p, t in found.items() for i, v in enumerate(t.losses)]
     rows, crops = [], {}
-    for scene in testing if tuning else []:
-        table, images = score_scene(scene, methods)
+    both = {f.resolution for f in getattr(testing, "files", ())} == {"reduced", "full"}  # an archive of both: each scene at its own, none counts twice
+    for scene in tqdm(testing if tuning else [], unit="scene", mininterval=2):
+        table, images = score_scene(scene, methods, crop=params["adapt"]["crop"], **({"resolutions": (scene.attrs["resolution"],)} if both else {}))
         rows.append(table)
-        crops = crops or {k: central(images[k], params["adapt"]["crop"]) for k in images}
+        crops |= {k: central(images[k], params["adapt"]["crop"]) for k in images if k not in crops}
     message = f"{len(rows)} scenes scored with {len(methods)} methods; tuned on {len(tuning[:1])} pair." if rows else (
         f"The scenes of {name} are not here, so nothing was scored: see data/available.csv for what to put where.")
     result = Adapted(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS),

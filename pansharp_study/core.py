@@ -50,7 +50,7 @@ SCHEMA = {
         "downsampling": {"decimate": _number, "area": _number, "bilinear": _number, "bicubic": _number},
         "bits": _range, "noise_dn": _range, "shot_dn": _range, "stripe_dn": _range,
     },
-    "synthesize_scenes": {"size": int, "tune": list, "test": list, "materials": int},
+    "synthesize_scenes": {"size": int, "tune": list, "test": list, "materials": int, "scored": int},
     "models": {
         "fusionnet": {"width": int, "depth": int, **_frame},
         "panformer": {"width": int, "depth": int, "window": int, "heads": int, **_frame},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pair_tensors', 'pair_options', 'reduced_pair', 'as_method', 'classical_methods', 'score_reduced', 'score_full',
-           'score_scene']
+           'middle', 'score_scene']
 
 # %% ../nbs/26_evaluate.ipynb #28ed24b6
 from functools import partial
@@ -125,9 +125,23 @@ def score_full(
     return {"hqnr": (1 - d_lambda_k) * (1 - d_s), "d_lambda_k": d_lambda_k, "d_s": d_s}
 
 # %% ../nbs/26_evaluate.ipynb #a4f98f5b
+def middle(
+    image: torch.Tensor,  # (B,C,H,W)
+    size: int | None,  # pixels a side; None: all
+) -> torch.Tensor:  # (B,C,min(H,size),min(W,size)), a copy where it is smaller
+    "The middle of an image."
+    if size is None or max(image.shape[2:]) <= size:
+        return image
+    top, left = (max(0, s - size) // 2 for s in image.shape[2:])
+    return image[..., top : top + size, left : left + size].clone()
+
+
 def score_scene(
     scene,  # xarray.Dataset
     methods: dict,  # (method, network, paradigm) -> function
+    *,
+    resolutions: tuple = ("reduced", "full"),  # to score at, where the scene has them
+    crop: int | None = None,  # pixels a side kept of the fused images, from the middle; None: all of them, which is gigabytes for many methods on a large scene
 ) -> tuple[pd.DataFrame, dict]:  # one row per method and resolution; the fused images
     "Fuse one scene with every method at both resolutions and score the results; a ready-made triple at its own only."
     ms, pan, sensor = pair_tensors(scene)
@@ -137,13 +151,14 @@ def score_scene(
     coarse = fewer | {k: options[k] for k in options if k == "phase"}
     rows, done = [], {}
     images = {"reduced": {"gt": small["gt"], "pan": small["pan"]}} | ({} if given else {"full": {"pan": pan}})
+    images = {k: {n: middle(x, crop) for n, x in of.items()} for k, of in images.items() if k in resolutions}
 
     def at(resolution, fuse):
         if resolution == "reduced":
             fused = fuse(small["ms"], small["pan"], sensor, **coarse)
-            return fused, score_reduced(fused, small["gt"], sensor, **fewer)
+            return middle(fused, crop), score_reduced(fused, small["gt"], sensor, **fewer)
         fused = fuse(ms, pan, sensor, **options)
-        return fused, score_full(fused, ms, pan, sensor, **options)
+        return middle(fused, crop), score_full(fused, ms, pan, sensor, **options)
 
     for (method, network, paradigm), fuse in methods.items():
         label = {"sensor": scene.attrs["sensor"], "scene": scene.attrs["name"], "simulated": scene.attrs["simulated"],

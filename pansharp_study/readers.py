@@ -6,8 +6,8 @@
 __all__ = ['KEYED', 'ARRAYS', 'SPELLINGS', 'OTHERS', 'WORDS', 'KEYS', 'ACQUISITIONS', 'SPLITS', 'NOTE', 'TABLE', 'bands_first',
            'is_hdf5', 'list_keys', 'explained', 'pick_key', 'read_array', 'plain_name', 'named_sensors', 'find_sensor',
            'role', 'assign', 'check_level', 'band_order', 'SceneFiles', 'check_band_names', 'read_files', 'check_shape',
-           'SceneList', 'group_files', 'read_acquisitions', 'read_scenes', 'split_scenes', 'read_split', 'link_scenes',
-           'linked_scenes']
+           'SceneList', 'group_files', 'read_acquisitions', 'read_scenes', 'told_splits', 'split_scenes', 'read_split',
+           'link_scenes', 'linked_scenes']
 
 # %% ../nbs/34_readers.ipynb #9608204d
 import csv
@@ -486,6 +486,29 @@ def read_scenes(
 SPLITS = ("tune", "validation", "test")
 
 
+def told_splits(
+    scenes: SceneList,
+    seed: int,
+) -> dict:  # scene -> split; empty if the files do not say
+    "The split that PanCollection's file names tell; one training tile, drawn by the seed, is the tuning pair."
+    words = {f.name: _TOLD.match(Path(f.images["ms"][0]).stem) for f in scenes.files if f.layout == "PanCollection"}
+    if len(words) < len(scenes) or not all(words.values()) or not any(w[1].lower() == "train" for w in words.values()):
+        return {}
+    told = {name: SPLITS[2] if word[1].lower() == "test" else SPLITS[1] for name, word in words.items()}
+    if SPLITS[2] not in told.values():
+        raise ValueError(f"{scenes.files[0].images['ms'][0]} holds tiles to train on, and nothing beside it tiles to score: put the archive's test_*.h5 into the same folder")
+    drawn = _drawn([name for name, word in words.items() if word[1].lower() == "train"], seed)[0]
+    return told | {drawn: SPLITS[0]}
+
+
+_TOLD = re.compile(r"(train|valid|test)", re.I)
+
+
+def _drawn(names: list, seed) -> list:
+    "Names in an order that the seed decides, each by itself: it does not depend on what else is there."
+    return sorted(names, key=lambda name: sha256(f"{seed}/{name}".encode()).digest())
+
+# %% ../nbs/34_readers.ipynb #a2c41f03
 def split_scenes(
     scenes,  # a SceneList, or names
     path: str | Path,  # CSV: read if it is there, else written
@@ -500,13 +523,14 @@ def split_scenes(
     known |= {name: of for name, of in (acquisitions or {}).items() if name in known}
     if Path(path).is_file():
         return read_split(path, known)
+    told = told_splits(scenes, seed) if isinstance(scenes, SceneList) else {}
     unit = {name: acquisition or f"scene {name}" for name, acquisition in known.items()}
-    units = sorted(set(unit.values()), key=lambda u: sha256(f"{seed}/{u}".encode()).digest())
-    if tune < 1 or not 0 <= validation < 1 or len(units) < tune + 1:
+    units = _drawn(set(unit.values()), seed)
+    if not told and (tune < 1 or not 0 <= validation < 1 or len(units) < tune + 1):
         raise ValueError(f"{len(known)} scenes of {len(units)} acquisition{'s' * (len(units) != 1)} cannot be split into tune={tune}, validation={validation} and a test: want more acquisitions; or say in {ACQUISITIONS} which scenes belong together")
     chosen = min(round(validation * (len(units) - tune)), len(units) - tune - 1)
     where = {u: SPLITS[0] if i < tune else SPLITS[1] if i < tune + chosen else SPLITS[2] for i, u in enumerate(units)}
-    table = pd.DataFrame([(name, known[name], where[unit[name]]) for name in known], columns=["scene", "acquisition", "split"])
+    table = pd.DataFrame([(name, known[name], told.get(name) or where[unit[name]]) for name in known], columns=["scene", "acquisition", "split"])
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     return table
@@ -541,9 +565,10 @@ def link_scenes(
     folder: str | Path,  # of the target's scenes: gets a note and the split
     *,
     seed: int,
+    scored: int = 0,  # test scenes to score, of each resolution, drawn by the seed; 0: all
     splits: str | Path | None = None,  # CSV kept, default data/splits/NAME.csv
     **options,  # of split_scenes: tune, validation
-) -> pd.DataFrame:  # scene, acquisition, split
+) -> pd.DataFrame:  # scene, acquisition, split, scored
     "Note where the real scenes of a target lie, and how they are split."
     scenes = _target(name, data)
     table = split_scenes(scenes, splits or root() / "data" / "splits" / f"{name}.csv", seed=seed, **options)
@@ -552,27 +577,30 @@ def link_scenes(
     for old in folder.glob("*.nc"):
         old.unlink()
     table.to_csv(folder / TABLE, index=False, lineterminator="\n")
-    (folder / NOTE).write_text(json.dumps({"sensor": name, "data": str(data), "scenes": len(table), "note": "Real scenes, read where they lie; none is simulated."}, indent=1) + "\n", encoding="utf-8")
-    return table
+    of, tests = {f.name: f.resolution for f in scenes.files}, list(table.loc[table["split"] == "test", "scene"])
+    chosen = {n for kind in ("reduced", "full") for n in _drawn([n for n in tests if of[n] == kind], seed)[: scored or None]}
+    note = {"sensor": name, "data": str(data), "scenes": len(table), "test": len(tests), "scored": [n for n in tests if n in chosen], "note": "Real scenes, read where they lie; none is simulated."}
+    (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    return table.assign(scored=table["scene"].isin(chosen))
 
 
 def linked_scenes(
     folder: str | Path,  # from link_scenes
-    splits: tuple = ("tune", "test"),  # of SPLITS
+    splits: tuple = ("tune", "test"),  # of SPLITS; of "test" those to score
 ) -> tuple:  # of SceneList, one per split
     "The real scenes of a target, read when they are asked for."
     note = json.loads((Path(folder) / NOTE).read_text(encoding="utf-8"))
     scenes = _target(note["sensor"], note["data"])
     table = read_split(Path(folder) / TABLE, {f.name: f.acquisition for f in scenes.files})
-    return tuple(scenes.pick(table.loc[table["split"] == split, "scene"]) for split in splits)
+    return tuple(scenes.pick(note["scored"] if split == "test" else table.loc[table["split"] == split, "scene"]) for split in splits)
 
 
 def _target(name: str, data: str | Path) -> SceneList:
     "The scenes of a target; a folder that names another sensor is refused."
     top = root() / Path(data).expanduser()
     scenes = read_scenes(top, sensor=name)
-    for file in scenes.files:
-        said = {s for n in _names(Path(file.images["ms"][0]), top) for s in named_sensors(n)}
+    for path, scene in {file.images["ms"][0]: file.name for file in scenes.files}.items():  # a stack of thousands is one file
+        said = {s for n in _names(Path(path), top) for s in named_sensors(n)}
         if said and name not in said and not any(s.startswith("?") for s in said):
-            raise ValueError(f"params.yaml: sensors.{name}.data = {str(data)!r} holds {file.name!r}, which is named after {sorted(said)[0]}: name a folder of {name} only")
+            raise ValueError(f"params.yaml: sensors.{name}.data = {str(data)!r} holds {scene!r}, which is named after {sorted(said)[0]}: name a folder of {name} only")
     return scenes

@@ -8,7 +8,8 @@ __all__ = ['INDICES', 'LABELS', 'COLOURS', 'DIGITS', 'FAMILY', 'ARROW', 'CSS', '
            'bracket', 'styled', 'evidence', 'method_labels', 'scored_indices', 'score_table', 'best_of',
            'best_classical', 'tell_p', 'comparison_table', 'rank_style', 'rank_words', 'training_table', 'show_curves',
            'scene_bands', 'describe_setting', 'verdict', 'order_crops', 'fused_only', 'show_matrix', 'show_tau',
-           'gain_table', 'gain_style', 'outcome', 'answers', 'headline_table', 'show_headline', 'headline_words']
+           'gain_table', 'gain_style', 'outcome', 'answers', 'run_summary', 'headline_table', 'show_headline',
+           'headline_words']
 
 # %% ../nbs/30_report.ipynb #65880e95
 import json
@@ -407,6 +408,8 @@ def describe_setting(
                 "`data/available.csv` says what to put where; no simulated figure takes its place.")
     a, scenes = params["adapt"], rows["scene"].nunique()
     if not real and set(rows["simulated"]) == {"no"}:
+        limit = params["synthesize_scenes"]["scored"]
+        scenes = f"{scenes}{f', at most {limit} of each resolution, drawn from the test split' if limit else ', the whole test split'}"
         data = "**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; no pictures of them are shown, since terms differ"
     else:
         data = ("a **real** satellite pair; no pictures of it are shown, since its terms do not clearly allow that" if real else
@@ -580,6 +583,18 @@ def answers(
     note = f"In each cell: the answer, the mean gain in ERGAS over {evidence(n)}, and the number of satellites with a gain." + (f" n is too small for a test: {n} picture{'s' * (n > 1)} cannot give a p below {smallest_p(n):.2g}."
                                                                          if table["p"].isna().any() else " p: sign flips of pictures, Holm over the networks.")
     return "\n".join(lines) + "\n\n" + note
+
+# %% ../nbs/30_report.ipynb #7d20c1ab
+def run_summary(
+    rows: pd.DataFrame,  # tidy scores of all satellites
+    networks: list,  # of params.yaml
+) -> dict:  # method -> ergas, sam_deg (degrees); four significant digits
+    "What two runs are compared by."
+    reduced = rows[rows["resolution"] == "reduced"]
+    means = reduced.groupby(["method", "sensor"])[["ergas", "sam_deg"]].mean().groupby("method").mean()
+    best = means.loc[list(reduced.loc[reduced["paradigm"] == "classical", "method"].unique()), "ergas"].idxmin()
+    wanted = {"classical": best} | {f"{n} {short}": f"{n} {paradigm}" for n in networks for short, paradigm in (("zero-shot", "zero-shot"), ("one-shot", "one-shot full"))}
+    return {label: {k: float(f"{v:.4g}") for k, v in means.loc[method].items()} for label, method in wanted.items()}
 
 # %% ../nbs/30_report.ipynb #79a30e93
 KINDS = {"interpolation (EXP)": ("_", "0.35"), "best classical": ("D", COLOURS["classical"]), "best zero-shot": ("o", COLOURS["zero-shot"]),

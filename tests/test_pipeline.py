@@ -252,3 +252,52 @@ def test_cut_pool_is_named(study):
                           env={**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)})
     pool.write_bytes(content)
     assert "pairs_4.safetensors" in done.stderr and "synthesize_pairs" in done.stderr
+
+
+# ---------------------------------------------------------------- experiments
+
+RECIPES = "".join("".join(c["source"]) for c in json.loads((ROOT / "nbs" / "tutorials" / "own_ablation.ipynb").read_text())["cells"])
+
+
+def test_recipes_name_parameters():
+    """Every `-S key=value` of the tutorial names a parameter, and its value is one that params.yaml may hold."""
+    found = re.findall(r"-S '?([\w.]+)=([^'`\s]+)", RECIPES)
+    assert len(found) > 50
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in found:
+        old = params
+        for part in key.split("."):
+            assert part in old, f"-S {key}={value}: params.yaml has no {key}"
+            old = old[part]
+        old = old["laptop"] if isinstance(old, dict) else old
+        new = yaml.safe_load(value) if value != "$width" else 8
+        assert isinstance(new, list) == isinstance(old, list) and isinstance(new, bool) == isinstance(old, bool), f"-S {key}={value} beside {old}"
+
+
+def test_recipes_switch_every_operation_off():
+    """The table holds each operation of the simulator with the values that switch it off."""
+    from pansharp_study.simulate import OFF
+
+    for name, values in OFF.items():
+        row = next((line for line in RECIPES.split("\n") if f"({name}) |" in line), "")
+        told = {key: yaml.safe_load(value) for key, value in re.findall(r"synthesize_pairs\.([\w.]+)=([^'`\s]+)", row)}
+        want = {f"{k}.{k2}" if k2 else k: v2 for k, v in values.items() for k2, v2 in (v.items() if isinstance(v, dict) else [("", v)])}
+        assert told == want, name
+
+
+def test_runs_are_compared_by_one_small_file(study):
+    """`dvc metrics show` has a column per network and way, not hundreds; the curves of `dvc plots` are outputs of stages."""
+    assert [m for s in STAGES.values() for m in s.get("metrics", [])] == [{"metrics/summary.json": {"cache": False}}]
+    numbers = json.loads(dvc(study, "metrics", "show", "--json").stdout)[""]["data"]["metrics/summary.json"]["data"]
+    assert set(numbers) == {"classical", *(f"{n} {way}" for n in TINY["networks"] for way in ("zero-shot", "one-shot"))}
+    made = stage_files(DVC, load_params())
+    for plot in DVC["plots"]:
+        for curves in plot.values():
+            assert all(str(Path(file).parent) in made for file in curves["y"])
+
+
+def stage_files(pipeline, params):
+    """Outputs of the stage pretrain, its matrix expanded."""
+    items = [(n, b) for n in params["networks"] for b in params["band_counts"]]
+    outs = [next(iter(out)) if isinstance(out, dict) else out for out in pipeline["stages"]["pretrain"]["outs"]]
+    return {out.replace("${item.network}", n).replace("${item.bands}", str(b)) for out in outs for n, b in items}

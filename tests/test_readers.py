@@ -406,13 +406,14 @@ def test_a_target_of_real_scenes(study):
     folder.mkdir(parents=True)
     (folder / "tune_x.nc").write_bytes(b"an earlier simulation")
     table = readers.link_scenes("QB", "archive/2 QuickBird", folder, seed=1)
-    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and len(json.loads((folder / "real.json").read_text())) == 4
+    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and json.loads((folder / "real.json").read_text())["scored"] == list(table.loc[table["scored"], "scene"])
     assert (study / "data" / "splits" / "QB.csv").read_text() == (folder / "split.csv").read_text()
+    assert table["scored"].equals(table["split"] == "test")
     tuning, testing = adapt.find_scenes("QB")
     assert isinstance(testing, readers.SceneList) and len(tuning) == 1 and len(testing) == (table["split"] == "test").sum()
     rows, images = score_scene(testing[0], classical_methods(["EXP"]))
     assert list(rows["resolution"]) == ["reduced", "full"] and set(rows["simulated"]) == {"no"} and set(images) == {"reduced", "full"}
-    edited = table.assign(split=["tune", "test"] * 4)
+    edited = table.drop(columns="scored").assign(split=["tune", "test"] * 4)
     edited.to_csv(study / "data" / "splits" / "QB.csv", index=False)
     assert readers.link_scenes("QB", "archive/2 QuickBird", folder, seed=1)["split"].tolist() == ["tune", "test"] * 4
     (study / "archive" / "2 QuickBird" / "MS_256" / "8.mat").unlink(), (study / "archive" / "2 QuickBird" / "PAN_1024" / "8.mat").unlink()
@@ -448,6 +449,36 @@ def test_adapting_to_real_scenes(study, kind):
     assert set(result.rows["resolution"]) == ({"reduced", "full"} if kind == "pairs" else {"reduced"})
     assert set(json.loads((study / "metrics" / "adapt" / "QB.json").read_text())) >= {"reduced"}
     assert len(readers.linked_scenes(study / "data" / "simulated" / "scenes" / "QB", ("validation",))[0]) == (table["split"] == "validation").sum() > 0
+
+
+def test_split_of_pancollection(tmp_path):
+    """Its file names tell the split; nothing to train on is scored, and training tiles alone are refused."""
+    for name, tiles, size in (("train_qb", 5, 64), ("valid_qb", 2, 64), ("test_qb_multiExm1", 3, 128)):
+        stack(tmp_path / "QB" / f"{name}.h5", tiles, size=size)
+    stack(tmp_path / "QB" / "test_qb_OrigScale_multiExm1.h5", 3, kinds=("lms", "ms", "pan"), size=320)
+    table = split_scenes(read_scenes(tmp_path / "QB"), tmp_path / "s.csv", seed=1).set_index("scene")["split"]
+    assert table.value_counts().to_dict() == {"tune": 1, "validation": 6, "test": 6}
+    assert table[table == "tune"].index[0].startswith("train_qb/") and (table[[n.startswith("test") for n in table.index]] == "test").all()
+    for path in (tmp_path / "QB").glob("test*"):
+        path.unlink()
+    one_line(lambda: split_scenes(read_scenes(tmp_path / "QB"), tmp_path / "t.csv", seed=1), "train_qb.h5", "test_*.h5")
+
+
+@pytest.mark.parametrize("scored", [0, 2])
+def test_scenes_of_both_resolutions(study, scored):
+    """As many test scenes of each resolution as asked for, always the same ones, each scored at its own."""
+    stack(study / "both" / "test_qb_multiExm1.h5", 6, size=128)
+    stack(study / "both" / "test_qb_OrigScale_multiExm1.h5", 6, kinds=("lms", "ms", "pan"), size=320)
+    folder = study / "data" / "simulated" / "scenes" / "QB"
+    table = readers.link_scenes("QB", "both", folder, seed=1, scored=scored)
+    assert table.equals(readers.link_scenes("QB", "both", folder, seed=1, scored=scored))
+    kind = table["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})
+    tests = table["split"] == "test"
+    assert not table.loc[~tests, "scored"].any() and table[tests].groupby(kind)["scored"].sum().eq(scored or table[tests].groupby(kind).size()).all()
+    params = load_params()
+    (study / "metrics" / "adapt").mkdir(parents=True)
+    rows = adapt.adapt_scenes("QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}}).rows
+    assert sorted(rows["scene"]) == sorted(table.loc[table["scored"], "scene"]) and (rows["resolution"] == rows["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})).all()
 
 
 def test_a_given_triple_is_scored_as_it_is(tmp_path):
