@@ -495,7 +495,9 @@ def made_words(
     where = pd.DataFrame(notes["acquisitions"])
     lines = [f"- {s}: {len(part)} acquisition{'s' * (len(part) > 1)}, {part['scenes'].sum()} scenes ({', '.join(part['acquisition'])})" for s, part in where.groupby("split", sort=True)]
     made = "; ".join(sorted({f"{r['machine']}, torch {r['torch']}" for r in notes["runs"]})) or f"a machine that was not recorded ({', '.join(notes['devices'])})"
-    return unfinished(found) + "\n".join([f"Networks: {', '.join(notes['networks']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
+    counts = found.rows[found.rows["network"] != ""].groupby(["network", "acquisition", "split"])["seed"].nunique()
+    often = f" ({counts.min()} to {counts.max()} of them for a network on an acquisition)" if len(counts) and counts.min() < counts.max() else ""
+    return unfinished(found) + "\n".join([f"Networks: {', '.join(notes['networks']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}{often}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
                        "All pairs are registered, for classical methods and networks alike.\n", *lines])
 
 
