@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'CLAIMS', 'SAME', 'FAMILIES', 'ENOUGH_PICTURES',
            'KINDS', 'Results', 'checked', 'collect', 'describe', 'write_results', 'read_results', 'cache_for',
-           'prepare_once', 'measure', 'by_acquisition', 'ordered', 'comparable', 'groups', 'group_name', 'yardsticks',
-           'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'real_table', 'reasons', 'unfinished', 'setting',
-           'of_satellite', 'lost_everywhere', 'worse_than_exp', 'after_words', 'failures', 'cost_table',
+           'prepare_once', 'measure', 'by_acquisition', 'ordered', 'comparable', 'groups', 'group_name', 'group_head',
+           'yardsticks', 'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'real_table', 'reasons', 'unfinished',
+           'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp', 'after_words', 'failures', 'cost_table',
            'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'ratio_matrix', 'show_ratios', 'made_words',
            'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gains_table', 'pace_table',
            'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost', 'ndvi_table',
@@ -262,6 +262,14 @@ def group_name(
     return f"{key[0]}, {key[1]} bands" + (f" ({n} acquisition{'s' * (n > 1)}{', an anecdote' * (n == 1)})" if n else "")
 
 
+def group_head(
+    key: tuple,
+    rows: pd.DataFrame,
+) -> str:  # HTML
+    "The same as the head of a column."
+    return f"{key[0]}, {key[1]} bands<br>n = {rows['acquisition'].nunique()}"
+
+
 def yardsticks(
     rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
 ) -> dict:  # (split, bands) -> classical method
@@ -321,7 +329,7 @@ def plain(
     "A table as a report shows it, floats with three significant digits."
     table = table.reset_index(drop=True)
     for k in table.select_dtypes("float"):
-        table[k] = table[k].map(lambda v: np.format_float_positional(v, 3, fractional=False, trim="-"), na_action="ignore").fillna("")
+        table[k] = table[k].map(lambda v: f"{v:.0f}" if abs(v) >= 100 else f"{v:#.3g}", na_action="ignore").fillna("")
     style = styled(table, pd.DataFrame("", table.index, table.columns), caption, name=(caption, *table))
     return laid_out(style, texts=texts, starts=[i for i, v in enumerate(table[blocks]) if v != ""] if blocks else ())
 
@@ -446,7 +454,12 @@ def after_words(
     tuned = part[part["paradigm"] == "one-shot full"].sort_values("ratio")
     if way != "zero-shot" or tuned.empty:
         return ""
-    return f"Tuned on one pair (full), {(tuned['ratio'] < 1).sum()} of {len(tuned)} networks beat {tuned['against'].iloc[0]}, with {tuned['ratio'].min():.2f} to {tuned['ratio'].max():.2f} of its ERGAS."
+    both = part[part["network"] != ""].pivot(index="network", columns="paradigm", values="ratio")
+    told = f"Tuned on one pair (full), {(tuned['ratio'] < 1).sum()} of {len(tuned)} networks beat {tuned['against'].iloc[0]}, with {tuned['ratio'].min():.2f} to {tuned['ratio'].max():.2f} of its ERGAS"
+    if "one-shot from scratch" in both:
+        both = both[["one-shot full", "one-shot from scratch"]].dropna()
+        told += f"; trained from scratch on that pair alone, {(both['one-shot from scratch'] < both['one-shot full']).sum()} of {len(both)} do better still"
+    return told + "."
 
 
 def failures(
@@ -479,14 +492,19 @@ def cost_table(
     "What tuning chose and took."
     part = ordered(rows[(rows["network"] != "") & (rows["resolution"] == "reduced")])
     keys = ["bands", "network", "paradigm", "device"]
-    part = part.assign(left=part["share"] == 0, step=1000 * part["seconds_per_step"]).sort_values("bands", kind="stable")
+    fuse = part.groupby(["bands", "network"])["fuse_seconds"].transform("median")  # the same for all ways; a first call on a GPU is slow
+    part = part.assign(left=part["share"] == 0, step=1000 * part["seconds_per_step"], fuse=fuse).sort_values("bands", kind="stable")
     table = part.groupby(keys, sort=False).agg(pairs=("n_pairs", "max"), steps=("steps", "max"), share=("share", "mean"), left=("left", "mean"), seconds=("seconds", "mean"), step=("step", "median"),
-                                               memory=("peak_memory_mb", "max"), fuse=("fuse_seconds", "median")).reset_index()
+                                               memory=("peak_memory_mb", "max"), fuse=("fuse", "first")).reset_index()
     tuned = table["paradigm"].str.fullmatch(r"one-shot (full|freeze)|\d+-shot full")
     table.loc[~tuned, ["share", "left"]] = np.nan
     table[["seconds", "step", "memory"]] = table[["seconds", "step", "memory"]].where(table["steps"] > 0)
+    for k in ("share", "left"):
+        table[k] = table[k].map(lambda v: f"{100 * v:.0f} %", na_action="ignore").fillna("")
     table.insert(1, "name", once(table["network"].map(NAMES).fillna(table["network"])))
-    table = table.drop(columns=["network", *(k for k in ("bands", "device") if table[k].nunique() == 1)])
+    table.loc[table["name"] == "", "fuse"] = np.nan
+    table["bands"] = once(table["bands"].astype(str))
+    table = table.drop(columns=["network", *(k for k in ("bands", "device") if part[k].nunique() == 1)])
     return table.rename(columns={"name": "network", "paradigm": "way", "share": "share of the way", "left": "left as it was", "seconds": "tuning, s", "step": "ms per step", "memory": "peak memory, MB", "fuse": "fusing a scene, s"})
 
 
@@ -498,7 +516,7 @@ def show_adaptation(
     "ERGAS against steps of full-tuning, one panel per acquisition."
     rows = by_acquisition(found.rows)
     best, curves = yardsticks(rows), found.curves[found.curves["sensor"].str.split(":").str[0] == satellite]
-    panels = list(curves.groupby(["split", "sensor", "acquisition"], sort=False))
+    panels = list(curves.sort_values("split", ascending=False, kind="stable").groupby(["split", "sensor", "acquisition"], sort=False))
     fig, axes = plt.subplots(1, max(len(panels), 1), figsize=(3.4 * max(len(panels), 1) + 1.4, 2.9), squeeze=False)
     for ax, ((split, sensor, acquisition), part) in zip(axes[0], panels):
         here = rows[(rows["acquisition"] == acquisition) & (rows["split"] == split) & (rows["sensor"] == sensor) & (rows["resolution"] == "reduced") & rows["tile"].isin(part["scene"])]
@@ -507,8 +525,8 @@ def show_adaptation(
             line = line.groupby("steps")["ergas"].mean()
             ax.plot([0, *line.index], [zero, *line], "o-", ms=3, lw=1.5, color=INK.get(network, "black"), label=NAMES.get(network, network))
         method = best[split, sensor_of(sensor).n_bands]
-        ax.axhline(here[here["method"] == method]["ergas"].mean(), color="0.45", ls="--", lw=1.2, label=f"{method} (best classical)")
-        ax.set(xlabel="steps", title=f"{acquisition}, {split}")
+        ax.axhline(here[here["method"] == method]["ergas"].mean(), color="0.45", ls="--", lw=1.2, label="best classical of the group")
+        ax.set(xlabel="steps", title=f"{acquisition}, {split}\ndashed: {method}")
     axes[0, 0].set_ylabel("ERGAS, real scenes")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return fig
@@ -620,10 +638,12 @@ def made_words(
 
 
 def against_words(
-    rows: pd.DataFrame,  # of by_acquisition
+    rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
+    satellite: str | None = None,  # only its groups
 ) -> str:  # Markdown
     "Which classical method each group is measured with."
-    return "; ".join(f"{group_name(k, groups(rows)[k])}: **{m}**" for k, m in yardsticks(rows).items()) + "."
+    parts, mine = groups(rows), groups(rows[rows["satellite"] == satellite] if satellite else rows)
+    return "; ".join(f"{group_name(k, parts[k])}: **{m}**" for k, m in yardsticks(rows).items() if k in mine) + "."
 
 # %% ../nbs/37_results.ipynb #c1000ab5
 CLAIMS = (  # question, way, against; "classical": the yardstick of the group, "best there": of the acquisition, in hindsight
@@ -692,8 +712,9 @@ def case_words(
     same = int((part["gain"].abs() < SAME).sum())
     won, low, high = int((part["gain"] >= SAME).sum()), part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]
     several = part["acquisition"].nunique() > 1
-    ends = [f"{word} {round(100 * v['gain']) + 0:+d} % ({NAMES.get(v['network'], v['network'])}{', ' + v['acquisition'] if several else ''})".replace(" %", "&nbsp;%") for word, v in (("best", high), ("worst", low))]
-    return f"**for {won}, against {len(part) - won - same}**{f', equal {same}' if same else ''}<br>median {100 * part['gain'].median():+.1f}&nbsp;%<br>{'<br>'.join(ends)}"
+    ends = [f"{word} {f'{100 * v.gain:+.0f}'.replace('-0', '0').replace('+0', '0')} % ({NAMES.get(v.network, v.network)}{', ' + v.acquisition if several else ''})" for word, v in (("best", high), ("worst", low))]
+    count = f"**for {won}, against {len(part) - won - same}**{f', equal {same}' if same else ''}"
+    return "<br>".join([count, *(line.replace(" ", "&nbsp;") for line in (f"median {100 * part['gain'].median():+.1f} %", *ends))])
 
 # %% ../nbs/37_results.ipynb #1bc017e4
 def claims(
@@ -712,7 +733,7 @@ def claims(
         for network in FAMILIES:
             found = [t[(t["split"] == s) & (t["bands"] == b) & (t["network"] == network)] for t in both]
             if any(len(t) for t in found):
-                words.append(f"{FAMILY[network]}: " + "; ".join(f"{int((t['gain'] >= SAME).sum())} of {len(t)}" if len(t) else "–" for t in found))
+                words.append((f"{FAMILY[network].split('(')[1][:-1]}: " + "; ".join(f"{int((t['gain'] >= SAME).sum())} of {len(t)}" if len(t) else "–" for t in found)).replace(" ", "&nbsp;"))
         cells.append("<br>".join(words) or "not measured")
     lines.append("| The first two hold for CNN, Transformer and Mamba alike (acquisitions for the first; for the second; –: not measured) | " + " | ".join(cells) + " |")
     note = ("A case is one network on one acquisition; the numbers are gains in ERGAS at reduced resolution, positive if the claim holds; equal are cases where tuning left the network as it was. Groups are not pooled: **held-out** scenes were used for no decision, **development** scenes chose the simulator, the networks and the tuning, so they flatter. "
@@ -733,8 +754,8 @@ def gains_table(
     shown, counts = pd.DataFrame({"network": [NAMES.get(n, n) for n in names]}, index=list(names)), [int(n) for t in tables.values() for n in t["n"]]
     for key, table in tables.items():
         cells = [bracket(100 * g.gain, 100 * g.low, 100 * g.high, 1, sign="+") + f", {g.won} of {g.n}" * (g.n > 1) + ("" if np.isnan(g.p) else f", {tell_p(g.p)}") for g in table.itertuples()]
-        shown[group_name(key, parts[key])] = pd.Series(cells, index=table["network"])
-    title = f"Gain in ERGAS, %, of {way} over {'the best classical method of the group' if against == 'classical' else against} (real): mean over acquisitions [interval], better on so many of them; {over_words(counts, len(names))}."
+        shown[group_head(key, parts[key])] = pd.Series(cells, index=table["network"])
+    title = f"Gain in ERGAS, %, of {way} over {'the best classical method of the group' if against == 'classical' else against} (real): mean over n acquisitions [interval], better on so many of them; {over_words(counts, len(names))}."
     return plain(shown.fillna(""), title, texts=1)
 
 
@@ -835,10 +856,10 @@ def show_cost(
     for (left, right), (key, part) in zip(axes, shown.items()):
         means = table[(table["split"] == key[0]) & (table["bands"] == key[1]) & table["paradigm"].isin(("zero-shot", "classical"))]
         means = means.groupby(["method", "network"], sort=False)["ratio"].mean().reset_index()
-        seconds = part[part["resolution"] == "reduced"].groupby("method")["fuse_seconds"].median()
+        seconds = part[part["resolution"] == "reduced"].groupby(part["network"].where(part["network"] != "", part["method"]))["fuse_seconds"].median()  # of a network: all ways, a first call on a GPU is slow
         for method, network, value in ordered(means).itertuples(index=False):
             look = {"color": INK.get(network, "black"), "marker": "o" if network else "D", "ms": 7 if network else 4, "ls": "", "label": NAMES.get(network, network) if network else "classical"}
-            right.plot(max(seconds[method], 1e-4), value, **look)
+            right.plot(max(seconds[network or method], 1e-4), value, **look)
             if network and (n := sizes.get((network, key[1]), sizes.get((network, None)))):
                 left.plot(n, value, **look)
         left.set(ylabel="ERGAS / best classical", title=group_name(key, part)), right.set(title=f"networks on {', '.join(sorted(part.loc[part['network'] != '', 'device'].unique()))}, classical on {', '.join(sorted(part.loc[part['network'] == '', 'device'].unique()))}")
@@ -861,7 +882,7 @@ def ndvi_table(
         if part["ndvi_mae"].notna().any():
             means = mean_table(part, ["ndvi_mae"])
             names = [(NAMES.get(n, n), p) for n, p in ((m.removesuffix(f" {p}"), p) if p in PARADIGMS else ("EXP" if m == "EXP" else "best classical", "") for m, p in zip(means["method"], means["paradigm"]))]
-            columns[group_name(key, part)] = pd.Series([bracket(m, lo, hi, 3) for m, lo, hi in means[["mean", "low", "high"]].itertuples(index=False)], index=pd.MultiIndex.from_tuples(names, names=["method", "way"]))
+            columns[group_head(key, part)] = pd.Series([bracket(m, lo, hi, 3) for m, lo, hi in means[["mean", "low", "high"]].itertuples(index=False)], index=pd.MultiIndex.from_tuples(names, names=["method", "way"]))
     keys = list(dict.fromkeys(k for c in columns.values() for k in c.index))
     first = [k for k in (("EXP", ""), ("best classical", "")) if k in keys]
     table = pd.DataFrame({name: c.reindex([*first, *(k for k in keys if k not in first)]) for name, c in columns.items()}).fillna("").reset_index()
