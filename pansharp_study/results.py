@@ -6,12 +6,12 @@
 __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'CLAIMS', 'SAME', 'FAMILIES', 'ENOUGH_PICTURES',
            'KINDS', 'Results', 'checked', 'collect', 'describe', 'write_results', 'read_results', 'cache_for',
            'prepare_once', 'measure', 'by_acquisition', 'ordered', 'comparable', 'groups', 'group_name', 'group_head',
-           'yardsticks', 'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'real_table', 'reasons', 'unfinished',
-           'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp', 'after_words', 'failures', 'cost_table',
-           'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'ratio_matrix', 'show_ratios', 'made_words',
-           'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gains_table', 'pace_table',
-           'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost', 'ndvi_table',
-           'missing_table', 'satellites', 'slim', 'make_reports', 'main']
+           'yardsticks', 'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'fewer_words', 'real_table',
+           'reasons', 'unfinished', 'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp', 'after_words',
+           'failures', 'cost_table', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'ratio_matrix',
+           'show_ratios', 'made_words', 'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims',
+           'gains_table', 'pace_table', 'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects',
+           'show_cost', 'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
 
 # %% ../nbs/37_results.ipynb #8729f7c1
 import argparse
@@ -347,6 +347,20 @@ def over_words(
 
 
 # %% ../nbs/37_results.ipynb #3044eca1
+def fewer_words(
+    part: pd.DataFrame,  # of by_acquisition, one group
+) -> str:  # empty if all have the same scenes
+    "Which networks were scored on fewer scenes than others, so that their means are of other scenes."
+    scenes, told = part[part["resolution"] == "reduced"].groupby(["network", "paradigm"], sort=False)["scene"].nunique(), []
+    for network, each in scenes.groupby(level="network", sort=False):
+        for n, ways in each.groupby(each, sort=False):
+            if n == scenes.max():
+                continue
+            which = "" if len(ways) == len(each) else ", " + ", ".join(ways.index.get_level_values("paradigm"))
+            told.append(f"{NAMES.get(network, network)}{which} ({n})")
+    return f" On fewer than the {scenes.max()} scenes: {'; '.join(told)}." if told else ""
+
+
 def real_table(
     rows: pd.DataFrame,  # of by_acquisition, one group
     title: str,
@@ -361,12 +375,10 @@ def real_table(
     names = [NAMES.get(n, n) or m for m, n in kinds["network"].items()]
     shown.insert(0, "method", once(pd.Series(names, kinds.index)))
     shown.insert(1, "family, or way", [ABOUT[m]["family"] if m in ABOUT else p for m, p in kinds["paradigm"].items()])
-    counts = {r: part[part["resolution"] == r].groupby("method", sort=False)["acquisition"].nunique() for r in halves}
-    most, named = {r: int(c.max()) for r, c in counts.items()}, dict(zip(kinds.index, names))
-    few = [f"{named[m]}, {kinds.loc[m, 'paradigm']} ({n})" for m, n in counts["reduced"].items() if n < most["reduced"]]
+    most = {r: int(part[part["resolution"] == r]["acquisition"].nunique()) for r in halves}
     means = "; ".join(f"{n} acquisition{'s' * (n > 1)} at {r} resolution" for r, n in most.items())
     words = [f"{title} (real): means {'[intervals] ' * (max(most.values()) > 1)}over {means}", *filter(None, [over_words(list(most.values()))])]
-    style = styled(shown, pd.DataFrame("", shown.index, shown.columns), "; ".join(words) + "." + f" On fewer: {', '.join(few)}." * bool(few), name=(title, "scores"))
+    style = styled(shown, pd.DataFrame("", shown.index, shown.columns), "; ".join(words) + "." + fewer_words(part), name=(title, "scores"))
     for half in halves.values():  # best bold, second underlined
         style.use({"apply": half.export()["apply"]})
     return laid_out(style, starts=[i for i, (m, n) in enumerate(zip(shown["method"], kinds["network"])) if m and n])
@@ -427,10 +439,10 @@ def lost_everywhere(
     for (acquisition, split, bands), part in of_satellite(ratio_rows(rows), rows, satellite).groupby(["acquisition", "split", "bands"], sort=False):
         value = part.set_index("method")["value"]
         for way in PARADIGMS[:3]:
-            nets = part[part["paradigm"] == way].sort_values("value")
+            nets = part[part["paradigm"] == way].sort_values("ratio")
             if len(nets) and (nets["ratio"] > 1).all():
-                ends = [f"{v['value']:.2f} ({NAMES.get(v['network'], v['network'])})" for _, v in nets.iloc[[0, -1]].iterrows()]
-                told.append(f"**On {acquisition} ({split}, {bands} bands), {way}, every network loses** to {nets['against'].iloc[0]}: ERGAS {' to '.join(dict.fromkeys(ends))} against {nets['best'].iloc[0]:.2f}; interpolation alone (EXP) has {value['EXP']:.2f}. "
+                ends, best = [f"{v.ratio:.2f} ({NAMES.get(v.network, v.network)})" for v in nets.iloc[[0, -1]].itertuples()], nets["against"].iloc[0]
+                told.append(f"**On {acquisition} ({split}, {bands} bands), {way}, every network loses** to {best}, with {' to '.join(dict.fromkeys(ends))} times its ERGAS on the same scenes. {best} has {value[best]:.2f}, interpolation alone (EXP) {value['EXP']:.2f}. "
                             + worse_than_exp(value) + after_words(part, way))
     return told
 
@@ -440,7 +452,7 @@ def worse_than_exp(
 ) -> str:
     "How many classical methods, by family, interpolation beats."
     classical = pd.DataFrame([(m, ABOUT[m]["family"], v > value["EXP"]) for m, v in value.items() if m in ABOUT and m != "EXP"], columns=["method", "family", "worse"])
-    counts = [f"{part['worse'].sum()} of {len(part)} of {family}" for family, part in classical.groupby("family")]
+    counts = [f"{family} {part['worse'].sum()} of {len(part)}" for family, part in classical.groupby("family")]
     mtf = classical[classical["method"].str.startswith("MTF-")]
     return (f"Of the classical methods {classical['worse'].sum()} of {len(classical)} do worse than interpolation there ({', '.join(counts)}"
             + (f"; {mtf['worse'].sum()} of the {len(mtf)} that take PAN's detail through the sensor's MTF, MTF-GLP and its kin" if len(mtf) else "") + "). ")
