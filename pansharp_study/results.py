@@ -40,7 +40,7 @@ from .classical import ABOUT, METHODS
 from .core import load_params, root, settle
 from .evaluate import as_method
 from pansharp_study.report import (
-    FAMILY, bracket, display_bands, gain_table, outcome, score_table, show_crops, show_errors, show_matrix, styled, tell_p,
+    FAMILY, bracket, display_bands, gain_table, score_table, show_crops, show_errors, show_matrix, styled, tell_p,
 )
 from .sensors import get_sensor
 from .stats import attainable_level, interval, mean_table, paired, picture_scores, smallest_p, tile_scores, too_few
@@ -252,7 +252,7 @@ def groups(
     keys = sorted(set(zip(rows["split"], rows["bands"])), key=lambda k: (k[0] != "held-out", k[1]))
     return {k: rows[(rows["split"] == k[0]) & (rows["bands"] == k[1])] for k in keys}
 
-
+# %% ../nbs/37_results.ipynb #1a1cb66f
 def group_name(
     key: tuple,  # split, bands
     rows: pd.DataFrame | None = None,  # to count acquisitions in
@@ -339,12 +339,12 @@ def over_words(
     tests: int = 0,  # comparisons that share a test; 0: none is made
 ) -> str:
     "What intervals and tests over so few acquisitions are worth."
-    words, most = ["one acquisition alone is an anecdote: no interval"] * (1 in counts), max(counts)
-    words += [f"with {n} acquisitions no interval holds the true mean more than {100 * attainable_level(n):.0f} times in 100" for n in sorted(set(counts)) if n > 1 and attainable_level(n) < 0.95]
+    words, most = ["n = 1 is an anecdote: no interval"] * (1 in counts), max(counts)
+    if few := [f"{100 * attainable_level(n):.0f} (n = {n})" for n in sorted(set(counts)) if n > 1 and attainable_level(n) < 0.95]:
+        words.append(f"an interval holds the true mean at most {' and '.join(few)} times in 100")
     if tests and too_few(most, tests):
-        words.append(f"n too small for a test: {most} acquisition{'s' * (most > 1)} cannot give a p below {smallest_p(most):.2g}, and {tests} comparisons share it")
+        words.append(f"n too small for a test: p cannot fall below {smallest_p(most):.2g}, and {tests} comparisons share it")
     return "; ".join(words)
-
 
 # %% ../nbs/37_results.ipynb #3044eca1
 def fewer_words(
@@ -376,14 +376,14 @@ def real_table(
     shown.insert(0, "method", once(pd.Series(names, kinds.index)))
     shown.insert(1, "family, or way", [ABOUT[m]["family"] if m in ABOUT else p for m, p in kinds["paradigm"].items()])
     most = {r: int(part[part["resolution"] == r]["acquisition"].nunique()) for r in halves}
-    means = "; ".join(f"{n} acquisition{'s' * (n > 1)} at {r} resolution" for r, n in most.items())
+    means = ", ".join(f"n = {n} acquisition{'s' * (n > 1)} at {r} resolution" for r, n in most.items())
     words = [f"{title} (real): means {'[intervals] ' * (max(most.values()) > 1)}over {means}", *filter(None, [over_words(list(most.values()))])]
     style = styled(shown, pd.DataFrame("", shown.index, shown.columns), "; ".join(words) + "." + fewer_words(part), name=(title, "scores"))
     for half in halves.values():  # best bold, second underlined
         style.use({"apply": half.export()["apply"]})
     return laid_out(style, starts=[i for i, (m, n) in enumerate(zip(shown["method"], kinds["network"])) if m and n])
 
-
+# %% ../nbs/37_results.ipynb #2ac11acf
 def reasons(
     found: Results,
     satellite: str,
@@ -473,7 +473,7 @@ def after_words(
         told += f"; trained from scratch on that pair alone, {(both['one-shot from scratch'] < both['one-shot full']).sum()} of {len(both)} do better still"
     return told + "."
 
-
+# %% ../nbs/37_results.ipynb #4c25e731
 def failures(
     rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
     satellite: str,
@@ -496,7 +496,6 @@ def failures(
               f"and to interpolation alone in {int((nets['ergas'] > nets['ERGAS of EXP']).sum())}." + (f" The {min(most, len(lost))} worst:" if len(lost) > 1 else ""))
     return words, lost.head(most).rename(columns={"paradigm": "way", "tile": "scene", "ergas": "ERGAS", "ratio": "ERGAS / its"})
 
-
 # %% ../nbs/37_results.ipynb #a37c057a
 def cost_table(
     rows: pd.DataFrame,  # of by_acquisition, one satellite
@@ -518,7 +517,6 @@ def cost_table(
     table["bands"] = once(table["bands"].astype(str))
     table = table.drop(columns=["network", *(k for k in ("bands", "device") if part[k].nunique() == 1)])
     return table.rename(columns={"name": "network", "paradigm": "way", "share": "share of the way", "left": "left as it was", "seconds": "tuning, s", "step": "ms per step", "memory": "peak memory, MB", "fuse": "fusing a scene, s"})
-
 
 # %% ../nbs/37_results.ipynb #e8d8ba68
 def show_adaptation(
@@ -780,7 +778,6 @@ def pace_table(
     table = each.rename(columns={"one-shot full": "full, ms per step", "one-shot freeze": "freeze, ms per step"}).reset_index()
     table["full takes"] = [f"{full / freeze:.1f} x" if freeze else "" for full, freeze in zip(each["one-shot full"], each["one-shot freeze"])]
     return table.assign(network=once(table["network"].map(NAMES).fillna(table["network"])))
-
 
 # %% ../nbs/37_results.ipynb #5cb8b9ee
 ENOUGH_PICTURES = 100_000  # remote-sensing pictures; SkyScript has 5.2 million

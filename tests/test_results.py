@@ -68,7 +68,7 @@ def test_end_to_end(study):
     assert {f.stem for f in (out / "reports").glob("*.ipynb")} == {"QB", "WV4", "compare"} and not list(out.rglob("*.running.ipynb"))
     assert "no real scene of WorldView-4" in shown(out / "reports" / "WV4.ipynb") and "no openly usable real scene" in shown(out / "reports" / "WV4.ipynb")
     page, compare = shown(out / "reports" / "QB.ipynb"), shown(out / "reports" / "compare.ipynb")
-    assert "development, 4 bands (real): means over 1 acquisition" in page and "All pairs are registered" in page and "an anecdote: no interval" in page and "lost: its files could not be read" in page
+    assert "development, 4 bands (real): means over n = 1 acquisition" in page and "All pairs are registered" in page and "an anecdote: no interval" in page and "lost: its files could not be read" in page
     assert "against 1" in compare or "for 1" in compare
     assert "an anecdote" in compare and "NOT tested" in compare and "simulated scenes" not in compare
     assert pictures(out / "reports" / "QB.ipynb") == 2 and pictures(out / "reports" / "compare.ipynb") == 0
