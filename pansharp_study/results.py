@@ -7,11 +7,11 @@ __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'C
            'KINDS', 'Results', 'checked', 'collect', 'describe', 'write_results', 'read_results', 'cache_for',
            'prepare_once', 'measure', 'by_acquisition', 'ordered', 'comparable', 'groups', 'group_name', 'group_head',
            'yardsticks', 'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'fewer_words', 'real_table',
-           'reasons', 'unfinished', 'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp', 'after_words',
-           'failures', 'cost_table', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'ratio_matrix',
-           'show_ratios', 'made_words', 'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims',
-           'gains_table', 'pace_table', 'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects',
-           'show_cost', 'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
+           'told_missing', 'reasons', 'unfinished', 'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp',
+           'after_words', 'failures', 'cost_table', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops',
+           'ratio_matrix', 'show_ratios', 'made_words', 'against_words', 'able', 'claim_gains', 'cases', 'case_words',
+           'claims', 'gains_table', 'pace_table', 'corpus_table', 'corpus_words', 'augmentation_effects',
+           'show_effects', 'show_cost', 'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
 
 # %% ../nbs/37_results.ipynb #8729f7c1
 import argparse
@@ -384,12 +384,22 @@ def real_table(
     return laid_out(style, starts=[i for i, (m, n) in enumerate(zip(shown["method"], kinds["network"])) if m and n])
 
 # %% ../nbs/37_results.ipynb #2ac11acf
+def told_missing(
+    found: Results,
+) -> pd.DataFrame:  # sensor, reason
+    "What was not measured, once each; a way that others of the same acquisition have is said to be partly there."
+    table, there = found.missing.drop_duplicates(), set(found.rows["acquisition"] + ", " + found.rows["paradigm"])
+    partly = table["reason"].str.split(": ").str[0].isin(there)
+    return table.assign(reason=table["reason"].where(~partly, table["reason"] + " (for some networks and seeds; the others are measured)"))
+
+
 def reasons(
     found: Results,
     satellite: str,
 ) -> list[str]:
     "Why something of a satellite was not measured."
-    return list(found.missing.loc[found.missing["sensor"].str.split(":").str[0] == satellite, "reason"])
+    table = told_missing(found)
+    return list(table.loc[table["sensor"].str.split(":").str[0] == satellite, "reason"])
 
 
 def unfinished(
@@ -901,8 +911,8 @@ def ndvi_table(
 def missing_table(
     found: Results,
 ) -> pd.DataFrame:
-    "What was not measured; equal reasons of a sensor once."
-    return found.missing.drop_duplicates().sort_values("sensor", kind="stable").rename(columns={"reason": "what is missing, or why"})
+    "What was not measured, by sensor."
+    return told_missing(found).sort_values("sensor", kind="stable").rename(columns={"reason": "what is missing, or why"})
 
 # %% ../nbs/37_results.ipynb #e271bad4
 def satellites(
