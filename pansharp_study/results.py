@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FILES', 'CURVE', 'ONE', 'MADE', 'INK', 'NAMES', 'WAYS', 'TITLES', 'CLAIMS', 'SAME', 'FAMILIES', 'ENOUGH_PICTURES',
            'KINDS', 'Results', 'checked', 'collect', 'describe', 'write_results', 'read_results', 'cache_for',
-           'prepare_once', 'measure', 'by_acquisition', 'comparable', 'groups', 'group_name', 'yardsticks',
-           'ratio_rows', 'in_words', 'real_table', 'reasons', 'unfinished', 'setting', 'failures', 'cost_table',
-           'plain', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops', 'show_ratios', 'made_words',
-           'against_words', 'able', 'claim_gains', 'cases', 'case_words', 'claims', 'gain_tables', 'freeze_table',
-           'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost', 'ndvi_table',
-           'missing_table', 'satellites', 'slim', 'make_reports', 'main']
+           'prepare_once', 'measure', 'by_acquisition', 'ordered', 'comparable', 'groups', 'group_name', 'group_head',
+           'yardsticks', 'ratio_rows', 'once', 'laid_out', 'plain', 'over_words', 'fewer_words', 'real_table',
+           'told_missing', 'reasons', 'unfinished', 'setting', 'of_satellite', 'lost_everywhere', 'worse_than_exp',
+           'after_words', 'failures', 'cost_table', 'show_adaptation', 'pairs_table', 'show_pairs', 'fused_crops',
+           'ratio_matrix', 'show_ratios', 'made_words', 'against_words', 'able', 'claim_gains', 'cases', 'case_words',
+           'claims', 'gains_table', 'pace_table', 'corpus_table', 'corpus_words', 'augmentation_effects',
+           'show_effects', 'show_cost', 'ndvi_table', 'missing_table', 'satellites', 'slim', 'make_reports', 'main']
 
 # %% ../nbs/37_results.ipynb #8729f7c1
 import argparse
@@ -35,14 +36,14 @@ from .adapt import PARADIGMS
 from pansharp_study.benchmark import (
     COSTS, INDICES, LABELS, MORE, ROW, SCHEMA_VERSION, gains, load_pairs, machine_name, read_missing, read_rows, real_pairs, run, save_pairs,
 )
-from .classical import METHODS
+from .classical import ABOUT, METHODS
 from .core import load_params, root, settle
 from .evaluate import as_method
 from pansharp_study.report import (
-    FAMILY, bracket, display_bands, gain_style, gain_table, outcome, score_table, show_crops, show_errors, show_matrix, tell_p,
+    FAMILY, bracket, display_bands, gain_table, score_table, show_crops, show_errors, show_matrix, styled, tell_p,
 )
 from .sensors import get_sensor
-from .stats import interval, mean_table, paired, tile_scores
+from .stats import attainable_level, interval, mean_table, paired, picture_scores, smallest_p, tile_scores, too_few
 from .weights import load_pretrained, manifest, sha256_of
 
 # %% ../nbs/37_results.ipynb #9fc30f29
@@ -211,7 +212,7 @@ def measure(
 
 # %% ../nbs/37_results.ipynb #ffba7f9d
 INK = {"fusionnet": "#1b6ca8", "pannet": "#59a5d8", "panformer": "#c8553d", "panmamba": "#0b8457", "bandset": "#7a4fa3", "": "#8c8c8c"}
-NAMES = FAMILY
+NAMES = {k: v.split(" (")[0] for k, v in FAMILY.items()}  # FusionNet; what kind it is, is told once
 WAYS = (*PARADIGMS, *MORE)
 TITLES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "QB": "QuickBird", "GF2": "GaoFen-2", "GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # others go by their own name
 
@@ -223,6 +224,15 @@ def by_acquisition(
     found = {s: sensor_of(s).n_bands for s in rows["sensor"].unique()}
     where = rows["acquisition"].str.replace(",", ";")
     return rows.assign(bands=rows["sensor"].map(found), satellite=rows["sensor"].str.split(":").str[0], tile=rows["scene"], scene=where + ", " + rows["scene"])
+
+
+def ordered(
+    table: pd.DataFrame,  # with network, and paradigm or not
+) -> pd.DataFrame:
+    "Classical methods, then networks in the order of notebook report, each with its ways in the order of WAYS."
+    ranks = {"network": ["", *FAMILY], "paradigm": ["classical", *WAYS]}
+    keys = [k for k in ranks if k in table]
+    return table.sort_values(keys, key=lambda s: s.map({v: i for i, v in enumerate(ranks[s.name])}).fillna(99), kind="stable")
 
 
 def comparable(
@@ -242,7 +252,7 @@ def groups(
     keys = sorted(set(zip(rows["split"], rows["bands"])), key=lambda k: (k[0] != "held-out", k[1]))
     return {k: rows[(rows["split"] == k[0]) & (rows["bands"] == k[1])] for k in keys}
 
-
+# %% ../nbs/37_results.ipynb #1a1cb66f
 def group_name(
     key: tuple,  # split, bands
     rows: pd.DataFrame | None = None,  # to count acquisitions in
@@ -250,6 +260,14 @@ def group_name(
     "What a group is called."
     n = 0 if rows is None else rows["acquisition"].nunique()
     return f"{key[0]}, {key[1]} bands" + (f" ({n} acquisition{'s' * (n > 1)}{', an anecdote' * (n == 1)})" if n else "")
+
+
+def group_head(
+    key: tuple,
+    rows: pd.DataFrame,
+) -> str:  # HTML
+    "The same as the head of a column."
+    return f"{key[0]}, {key[1]} bands<br>n = {rows['acquisition'].nunique()}"
 
 
 def yardsticks(
@@ -281,27 +299,98 @@ def ratio_rows(
     table = pd.concat(out, ignore_index=True)
     return table.assign(ratio=table["value"] / table["best"])
 
+# %% ../nbs/37_results.ipynb #a37a1a01
+def once(
+    values: pd.Series,
+) -> pd.Series:
+    "A word that the row above has too is left out."
+    return values.where(values.ne(values.shift()), "")
+
+
+def laid_out(
+    style,  # a styled table without index
+    *,
+    texts: int = 2,  # leading columns that hold words
+    starts=(),  # numbers of rows that begin a block
+):
+    "Words to the left, a line between blocks."
+    left = [{"selector": f"td:nth-child({k}), th:nth-child({k})", "props": "text-align: left"} for k in range(1, texts + 1)]
+    lines = [{"selector": f"tr:nth-child({i + 1}) td", "props": "border-top: 1px solid #999"} for i in starts if i]
+    return style.set_table_styles([*left, *lines], overwrite=False)
+
+
+def plain(
+    table: pd.DataFrame,
+    caption: str,
+    *,
+    texts: int = 2,
+    blocks: str = "",  # column: a row that has something in it begins a block
+):
+    "A table as a report shows it, floats with three significant digits."
+    table = table.reset_index(drop=True)
+    for k in table.select_dtypes("float"):
+        table[k] = table[k].map(lambda v: f"{v:.0f}" if abs(v) >= 100 else f"{v:#.3g}", na_action="ignore").fillna("")
+    style = styled(table, pd.DataFrame("", table.index, table.columns), caption, name=(caption, *table))
+    return laid_out(style, texts=texts, starts=[i for i, v in enumerate(table[blocks]) if v != ""] if blocks else ())
+
+
+def over_words(
+    counts,  # acquisitions of each group
+    tests: int = 0,  # comparisons that share a test; 0: none is made
+) -> str:
+    "What intervals and tests over so few acquisitions are worth."
+    words, most = ["n = 1 is an anecdote: no interval"] * (1 in counts), max(counts)
+    if few := [f"{100 * attainable_level(n):.0f} (n = {n})" for n in sorted(set(counts)) if n > 1 and attainable_level(n) < 0.95]:
+        words.append(f"an interval holds the true mean at most {' and '.join(few)} times in 100")
+    if tests and too_few(most, tests):
+        words.append(f"n too small for a test: p cannot fall below {smallest_p(most):.2g}, and {tests} comparisons share it")
+    return "; ".join(words)
+
 # %% ../nbs/37_results.ipynb #3044eca1
-def in_words(style):
-    "A styled table of notebook report that says acquisition where it says picture, and keeps no id per cell."
-    style.cell_ids = False
-    style.format(lambda text: str(text).replace("picture", "acquisition"))
-    return style.set_caption(style.caption.replace("1 picture, so there is no interval", "one acquisition, an anecdote: no interval").replace("picture", "acquisition"))
+def fewer_words(
+    part: pd.DataFrame,  # of by_acquisition, one group
+) -> str:  # empty if all have the same scenes
+    "Which networks were scored on fewer scenes than others, so that their means are of other scenes."
+    scenes, told = part[part["resolution"] == "reduced"].groupby(["network", "paradigm"], sort=False)["scene"].nunique(), []
+    for network, each in scenes.groupby(level="network", sort=False):
+        for n, ways in each.groupby(each, sort=False):
+            if n == scenes.max():
+                continue
+            which = "" if len(ways) == len(each) else ", " + ", ".join(ways.index.get_level_values("paradigm"))
+            told.append(f"{NAMES.get(network, network)}{which} ({n})")
+    return f" On fewer than the {scenes.max()} scenes: {'; '.join(told)}." if told else ""
 
 
 def real_table(
     rows: pd.DataFrame,  # of by_acquisition, one group
-    resolution: str,
     title: str,
 ):
-    "Means with intervals over acquisitions, classical methods first."
-    part = comparable(rows[rows["resolution"] == resolution])
-    order = {"classical": 0} | {k: i + 1 for i, k in enumerate(WAYS)}
-    part = part.sort_values(["network", "paradigm"], key=lambda s: s.map(order) if s.name == "paradigm" else s, kind="stable")
-    counts, n = part.groupby("method", sort=False)["acquisition"].nunique(), part["acquisition"].nunique()
-    style = in_words(score_table(part, resolution, title=f"{title} (real), {resolution} resolution"))
-    few = ", ".join(f"{m} ({k})" for m, k in counts.items() if k < n)
-    return style.set_caption(style.caption + (f" On fewer acquisitions: {few}." if few else ""))
+    "Means over acquisitions at both resolutions: classical methods from the lowest ERGAS on, then each network with its ways."
+    part = comparable(rows)
+    error = picture_scores(part, "ergas").mean()
+    part = ordered(part.sort_values("method", key=lambda s: s.map(error), kind="stable"))
+    halves = {r: score_table(part, r) for r in ("reduced", "full") if r in set(part["resolution"])}
+    kinds = part.drop_duplicates("method").set_index("method")
+    shown = pd.concat([h.data.drop(columns="method") for h in halves.values()], axis=1).reindex(kinds.index).fillna("")
+    names = [NAMES.get(n, n) or m for m, n in kinds["network"].items()]
+    shown.insert(0, "method", once(pd.Series(names, kinds.index)))
+    shown.insert(1, "family, or way", [ABOUT[m]["family"] if m in ABOUT else p for m, p in kinds["paradigm"].items()])
+    most = {r: int(part[part["resolution"] == r]["acquisition"].nunique()) for r in halves}
+    means = ", ".join(f"n = {n} acquisition{'s' * (n > 1)} at {r} resolution" for r, n in most.items())
+    words = [f"{title} (real): means {'[intervals] ' * (max(most.values()) > 1)}over {means}", *filter(None, [over_words(list(most.values()))])]
+    style = styled(shown, pd.DataFrame("", shown.index, shown.columns), "; ".join(words) + "." + fewer_words(part), name=(title, "scores"))
+    for half in halves.values():  # best bold, second underlined
+        style.use({"apply": half.export()["apply"]})
+    return laid_out(style, starts=[i for i, (m, n) in enumerate(zip(shown["method"], kinds["network"])) if m and n])
+
+# %% ../nbs/37_results.ipynb #2ac11acf
+def told_missing(
+    found: Results,
+) -> pd.DataFrame:  # sensor, reason
+    "What was not measured, once each; a way that others of the same acquisition have is said to be partly there."
+    table, there = found.missing.drop_duplicates(), set(found.rows["acquisition"] + ", " + found.rows["paradigm"])
+    partly = table["reason"].str.split(": ").str[0].isin(there)
+    return table.assign(reason=table["reason"].where(~partly, table["reason"] + " (for some networks and seeds; the others are measured)"))
 
 
 def reasons(
@@ -309,7 +398,8 @@ def reasons(
     satellite: str,
 ) -> list[str]:
     "Why something of a satellite was not measured."
-    return list(found.missing.loc[found.missing["sensor"].str.split(":").str[0] == satellite, "reason"])
+    table = told_missing(found)
+    return list(table.loc[table["sensor"].str.split(":").str[0] == satellite, "reason"])
 
 
 def unfinished(
@@ -340,12 +430,66 @@ def setting(
             f"{steps} steps; seeds: {seeds}; the other tiles (or the lower half) are scored. Networks are the released ones, pretrained on simulated pairs only.")
 
 # %% ../nbs/37_results.ipynb #d1613562
+def of_satellite(
+    table: pd.DataFrame,  # with split, bands, acquisition
+    rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
+    satellite: str | None,  # None: all
+) -> pd.DataFrame:
+    "The acquisitions of one satellite."
+    mine = rows[rows["satellite"] == satellite] if satellite else rows
+    return table.merge(mine[["split", "bands", "acquisition"]].drop_duplicates())
+
+
+def lost_everywhere(
+    rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
+    satellite: str | None = None,  # None: all
+) -> list[str]:  # Markdown
+    "Acquisitions on which every pretrained network loses to the best classical method of the group, and how others do there."
+    told = []
+    for (acquisition, split, bands), part in of_satellite(ratio_rows(rows), rows, satellite).groupby(["acquisition", "split", "bands"], sort=False):
+        value = part.set_index("method")["value"]
+        for way in PARADIGMS[:3]:
+            nets = part[part["paradigm"] == way].sort_values("ratio")
+            if len(nets) and (nets["ratio"] > 1).all():
+                ends, best = [f"{v.ratio:.2f} ({NAMES.get(v.network, v.network)})" for v in nets.iloc[[0, -1]].itertuples()], nets["against"].iloc[0]
+                told.append(f"**On {acquisition} ({split}, {bands} bands), {way}, every network loses** to {best}, with {' to '.join(dict.fromkeys(ends))} times its ERGAS on the same scenes. {best} has {value[best]:.2f}, interpolation alone (EXP) {value['EXP']:.2f}. "
+                            + worse_than_exp(value) + after_words(part, way))
+    return told
+
+
+def worse_than_exp(
+    value: pd.Series,  # method -> ERGAS on one acquisition
+) -> str:
+    "How many classical methods, by family, interpolation beats."
+    classical = pd.DataFrame([(m, ABOUT[m]["family"], v > value["EXP"]) for m, v in value.items() if m in ABOUT and m != "EXP"], columns=["method", "family", "worse"])
+    counts = [f"{family} {part['worse'].sum()} of {len(part)}" for family, part in classical.groupby("family")]
+    mtf = classical[classical["method"].str.startswith("MTF-")]
+    return (f"Of the classical methods {classical['worse'].sum()} of {len(classical)} do worse than interpolation there ({', '.join(counts)}"
+            + (f"; {mtf['worse'].sum()} of the {len(mtf)} that take PAN's detail through the sensor's MTF, MTF-GLP and its kin" if len(mtf) else "") + "). ")
+
+
+def after_words(
+    part: pd.DataFrame,  # of ratio_rows, one acquisition
+    way: str,
+) -> str:
+    "What one pair changes there."
+    tuned = part[part["paradigm"] == "one-shot full"].sort_values("ratio")
+    if way != "zero-shot" or tuned.empty:
+        return ""
+    both = part[part["network"] != ""].pivot(index="network", columns="paradigm", values="ratio")
+    told = f"Tuned on one pair (full), {(tuned['ratio'] < 1).sum()} of {len(tuned)} networks beat {tuned['against'].iloc[0]}, with {tuned['ratio'].min():.2f} to {tuned['ratio'].max():.2f} of its ERGAS"
+    if "one-shot from scratch" in both:
+        both = both[["one-shot full", "one-shot from scratch"]].dropna()
+        told += f"; trained from scratch on that pair alone, {(both['one-shot from scratch'] < both['one-shot full']).sum()} of {len(both)} do better still"
+    return told + "."
+
+# %% ../nbs/37_results.ipynb #4c25e731
 def failures(
     rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
     satellite: str,
     *,
     most: int = 10,
-) -> tuple[str, pd.DataFrame]:  # a sentence; the worst cases
+) -> tuple[str, pd.DataFrame]:  # Markdown; the worst cases
     "Scenes on which a pretrained network loses to the classical method that is best on that very scene."
     part = comparable(rows[rows["resolution"] == "reduced"])
     part = part[part["satellite"] == satellite]
@@ -353,39 +497,36 @@ def failures(
     classical = part[(part["paradigm"] == "classical") & (part["method"] != "EXP")]
     best = classical.loc[classical.groupby(keys)["ergas"].idxmin(), [*keys, "method", "ergas"]].rename(columns={"method": "best classical", "ergas": "its ERGAS"})
     plain_exp = part.loc[part["method"] == "EXP", [*keys, "ergas"]].rename(columns={"ergas": "ERGAS of EXP"})
-    nets = part.loc[part["paradigm"].isin(PARADIGMS[:3]), [*keys, "method", "seed", "ergas"]].merge(best, on=keys).merge(plain_exp, on=keys)
-    nets = nets.assign(ratio=nets["ergas"] / nets["its ERGAS"])
-    lost = nets[nets["ratio"] > 1].sort_values("ratio", ascending=False, kind="stable")
-    words = (f"A pretrained network (zero-shot, one-shot full or freeze) loses to the classical method that is best on that very scene in **{len(lost)} of {len(nets)}** cases (scene, seed, network, way), "
-             f"and to interpolation alone in {int((nets['ergas'] > nets['ERGAS of EXP']).sum())}." + (f" The {min(most, len(lost))} worst:" if len(lost) else ""))
-    return words, lost.head(most).rename(columns={"tile": "scene", "ergas": "ERGAS"})
+    nets = part[part["paradigm"].isin(PARADIGMS[:3])].groupby(["network", "paradigm", *keys], sort=False)["ergas"].mean().reset_index()
+    nets = nets.merge(best, on=keys).merge(plain_exp, on=keys)
+    nets = nets.assign(ratio=nets["ergas"] / nets["its ERGAS"], network=nets["network"].map(NAMES).fillna(nets["network"]))
+    lost = nets[nets["ratio"] > 1].sort_values("ratio", ascending=False, kind="stable").drop(columns="bands")
+    words = "".join(f"> {told}\n\n" for told in lost_everywhere(rows, satellite))
+    words += (f"A pretrained network (zero-shot, one-shot full or freeze) loses to the classical method that is best on that very scene in **{len(lost)} of {len(nets)}** cases (network, way, scene; means over seeds), "
+              f"and to interpolation alone in {int((nets['ergas'] > nets['ERGAS of EXP']).sum())}." + (f" The {min(most, len(lost))} worst:" if len(lost) > 1 else ""))
+    return words, lost.head(most).rename(columns={"paradigm": "way", "tile": "scene", "ergas": "ERGAS", "ratio": "ERGAS / its"})
 
-
+# %% ../nbs/37_results.ipynb #a37c057a
 def cost_table(
     rows: pd.DataFrame,  # of by_acquisition, one satellite
 ) -> pd.DataFrame:
     "What tuning chose and took."
-    part = rows[(rows["network"] != "") & (rows["resolution"] == "reduced")]
+    part = ordered(rows[(rows["network"] != "") & (rows["resolution"] == "reduced")])
     keys = ["bands", "network", "paradigm", "device"]
-    table = part.groupby(keys, sort=False).agg(pairs=("n_pairs", "max"), steps=("steps", "max"), share=("share", "mean"), seconds=("seconds", "mean"), per_step=("seconds_per_step", "median"),
-                                               memory=("peak_memory_mb", "max"), fuse=("fuse_seconds", "median")).reset_index()
-    table["untouched"] = part.assign(zero=part["share"] == 0).groupby(keys, sort=False)["zero"].mean().to_numpy()
-    table.loc[~table["paradigm"].isin(("one-shot full", "one-shot freeze")) & ~table["paradigm"].str.fullmatch(r"\d+-shot full"), ["share", "untouched"]] = np.nan
-    return table.rename(columns={"share": "share of the way chosen", "untouched": "left as it was", "seconds": "tuning, s", "per_step": "s per step", "memory": "peak memory, MB", "fuse": "fusing a scene, s"})
-
-
-def plain(
-    table: pd.DataFrame,
-    caption: str,
-    form: str = "{:.4g}",
-):
-    "A table as a report shows it."
-    table = table.copy()
-    for k in table.select_dtypes("float"):
-        table[k] = table[k].map(form.format, na_action="ignore").fillna("")
-    style = table.style.hide(axis="index").set_caption(caption).set_table_styles([{"selector": "caption", "props": "caption-side: top; text-align: left; font-style: italic"}, {"selector": "", "props": "font-size: 90%"}])
-    style.cell_ids = False
-    return style.set_uuid(hashlib.sha256(caption.encode()).hexdigest()[:8])
+    fuse = part.groupby(["bands", "network"])["fuse_seconds"].transform("median")  # the same for all ways; a first call on a GPU is slow
+    part = part.assign(left=part["share"] == 0, step=1000 * part["seconds_per_step"], fuse=fuse).sort_values("bands", kind="stable")
+    table = part.groupby(keys, sort=False).agg(pairs=("n_pairs", "max"), steps=("steps", "max"), share=("share", "mean"), left=("left", "mean"), seconds=("seconds", "mean"), step=("step", "median"),
+                                               memory=("peak_memory_mb", "max"), fuse=("fuse", "first")).reset_index()
+    tuned = table["paradigm"].str.fullmatch(r"one-shot (full|freeze)|\d+-shot full")
+    table.loc[~tuned, ["share", "left"]] = np.nan
+    table[["seconds", "step", "memory"]] = table[["seconds", "step", "memory"]].where(table["steps"] > 0)
+    for k in ("share", "left"):
+        table[k] = table[k].map(lambda v: f"{100 * v:.0f} %", na_action="ignore").fillna("")
+    table.insert(1, "name", once(table["network"].map(NAMES).fillna(table["network"])))
+    table.loc[table["name"] == "", "fuse"] = np.nan
+    table["bands"] = once(table["bands"].astype(str))
+    table = table.drop(columns=["network", *(k for k in ("bands", "device") if part[k].nunique() == 1)])
+    return table.rename(columns={"name": "network", "paradigm": "way", "share": "share of the way", "left": "left as it was", "seconds": "tuning, s", "step": "ms per step", "memory": "peak memory, MB", "fuse": "fusing a scene, s"})
 
 # %% ../nbs/37_results.ipynb #e8d8ba68
 def show_adaptation(
@@ -395,17 +536,17 @@ def show_adaptation(
     "ERGAS against steps of full-tuning, one panel per acquisition."
     rows = by_acquisition(found.rows)
     best, curves = yardsticks(rows), found.curves[found.curves["sensor"].str.split(":").str[0] == satellite]
-    panels = list(curves.groupby(["split", "sensor", "acquisition"], sort=False))
+    panels = list(curves.sort_values("split", ascending=False, kind="stable").groupby(["split", "sensor", "acquisition"], sort=False))
     fig, axes = plt.subplots(1, max(len(panels), 1), figsize=(3.4 * max(len(panels), 1) + 1.4, 2.9), squeeze=False)
     for ax, ((split, sensor, acquisition), part) in zip(axes[0], panels):
         here = rows[(rows["acquisition"] == acquisition) & (rows["split"] == split) & (rows["sensor"] == sensor) & (rows["resolution"] == "reduced") & rows["tile"].isin(part["scene"])]
-        for network, line in part.groupby("network", sort=False):
+        for network, line in ordered(part).groupby("network", sort=False):
             zero = here[(here["network"] == network) & (here["paradigm"] == "zero-shot")]["ergas"].mean()
             line = line.groupby("steps")["ergas"].mean()
             ax.plot([0, *line.index], [zero, *line], "o-", ms=3, lw=1.5, color=INK.get(network, "black"), label=NAMES.get(network, network))
         method = best[split, sensor_of(sensor).n_bands]
-        ax.axhline(here[here["method"] == method]["ergas"].mean(), color="0.45", ls="--", lw=1.2, label=f"{method} (best classical)")
-        ax.set(xlabel="steps", title=f"{acquisition}, {split}")
+        ax.axhline(here[here["method"] == method]["ergas"].mean(), color="0.45", ls="--", lw=1.2, label="best classical of the group")
+        ax.set(xlabel="steps", title=f"{acquisition}, {split}\ndashed: {method}")
     axes[0, 0].set_ylabel("ERGAS, real scenes")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return fig
@@ -419,7 +560,7 @@ def pairs_table(
     out = [gains(part).assign(split=key[0], bands=key[1]) for key, part in groups(wanted).items()]
     table = pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=["split", "bands", "acquisition", "network", "paradigm", "ergas_ratio"])
     pairs = table["paradigm"].map(lambda p: 0 if p == "zero-shot" else 1 if p == "one-shot full" else int(p.split("-")[0]))
-    return table.assign(pairs=pairs.astype(int))[["split", "bands", "acquisition", "network", "pairs", "ergas_ratio"]].sort_values(["split", "acquisition", "network", "pairs"], kind="stable").reset_index(drop=True)
+    return table.assign(pairs=pairs.astype(int))[["split", "bands", "acquisition", "network", "pairs", "ergas_ratio"]].sort_values(["split", "acquisition", "pairs"], ascending=[False, True, True], kind="stable").reset_index(drop=True)
 
 
 def show_pairs(
@@ -436,7 +577,7 @@ def show_pairs(
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
     for ax, ((split, acquisition), part) in zip(axes.flat, panels):
-        for network, line in part.groupby("network", sort=False):
+        for network, line in ordered(part).groupby("network", sort=False):
             ax.plot(line["pairs"], line["ergas_ratio"], "o-", ms=4, color=INK.get(network, "black"), label=NAMES.get(network, network))
         ax.axhline(1, color="0.6", lw=0.8)
         ax.set(title=f"{acquisition},\n{split}", xlabel="pairs tuned on", xticks=range(int(table["pairs"].max()) + 1))
@@ -458,32 +599,47 @@ def fused_crops(
     ms, pan, gt = (pair.images[k] for k in ("ms", "pan", "gt"))
     best = yardsticks(rows)[pair.split, pair.sensor.n_bands]
     out = {"reference": gt, "PAN": pan} | {name: METHODS[name](ms, pan, pair.sensor, border="reflect") for name in ("EXP", best)}
-    for network in [n for n in dict.fromkeys(rows["network"]) if n]:
-        out[f"{network},\nzero-shot"] = as_method(load_pretrained(network, pair.sensor.n_bands))(ms, pan, pair.sensor)
+    for network in [n for n in dict.fromkeys(ordered(rows)["network"]) if n]:
+        out[f"{NAMES.get(network, network)},\nzero-shot"] = as_method(load_pretrained(network, pair.sensor.n_bands))(ms, pan, pair.sensor)
     top, left = ((n - min(side, n)) // 2 for n in gt.shape[2:])
     return pair.name, pair.sensor.bands, {k: x[0, :, top : top + side, left : left + side].float().numpy() for k, x in out.items()}
 
 # %% ../nbs/37_results.ipynb #1a5d0cd5
+def ratio_matrix(
+    rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
+    satellite: str | None = None,  # only its acquisitions, ways as columns
+) -> pd.DataFrame:  # ERGAS / that of the yardstick
+    "Networks and ways against acquisitions; for one satellite, acquisitions and networks against ways."
+    table = of_satellite(ratio_rows(rows), rows, satellite)
+    table = ordered(table[table["network"] != ""])
+    name, places = table["network"].map(NAMES).fillna(table["network"]), table[["acquisition", "split", "bands"]].drop_duplicates()
+    places = places.sort_values(["split", "bands"], ascending=[False, True], kind="stable")
+    if satellite:
+        where = {(a, s, b): f"{a}, {s}, {b} bands: " * (len(places) > 1) for a, s, b in places.itertuples(index=False)}
+        table = table.assign(row=[where[k] for k in zip(table["acquisition"], table["split"], table["bands"])] + name, column=table["paradigm"].str.replace("one-shot ", "one-shot\n"))
+        order = [w + n for w in where.values() for n in dict.fromkeys(name) if w + n in set(table["row"])]
+        return table.pivot(index="row", columns="column", values="ratio").reindex(index=order, columns=list(dict.fromkeys(table["column"])))
+    table = table.assign(row=name + ", " + table["paradigm"], column=table["acquisition"].str.replace("-", "-\n") + "\n" + table["split"] + "\n" + table["bands"].astype(str) + " bands")
+    columns = places["acquisition"].str.replace("-", "-\n") + "\n" + places["split"] + "\n" + places["bands"].astype(str) + " bands"
+    return table.pivot(index="row", columns="column", values="ratio").reindex(index=list(dict.fromkeys(table["row"])), columns=list(columns))
+
+
 def show_ratios(
     rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
     satellite: str | None = None,  # only its acquisitions
 ):
-    "ERGAS relative to the yardstick; blue is better, red worse."
-    table = ratio_rows(rows)
-    if satellite:
-        mine = rows[rows["satellite"] == satellite]
-        table = table.merge(mine[["split", "bands", "acquisition"]].drop_duplicates())
-    table = table[table["network"] != ""].sort_values(["split", "bands"], key=lambda s: s.map(lambda v: v != "held-out") if s.name == "split" else s, kind="stable")
-    table = table.assign(column=table["acquisition"].str.replace("-", "-\n") + "\n" + table["split"] + "\n" + table["bands"].astype(str) + " bands", row=table["network"] + ", " + table["paradigm"])
-    order = [f"{n}, {p}" for n in dict.fromkeys(table["network"]) for p in WAYS]
-    values = table.pivot(index="row", columns="column", values="ratio").reindex(index=[k for k in order if k in set(table["row"])], columns=list(dict.fromkeys(table["column"])))
-    shown = values.clip(upper=2)  # from scratch is far off: its numbers stay, its colour ends
-    fig = show_matrix(shown, centre=1, title="Real scenes: ERGAS / that of the best classical method", label="below 1: the network is better")
-    fig.set_figwidth(1.05 * values.shape[1] + 4)
-    fig.axes[0].images[0].set_cmap("RdBu_r")
-    fig.axes[0].set_xticks(range(values.shape[1]), values.columns, rotation=0, ha="center", fontsize=7)
-    for text, v in zip(fig.axes[0].texts, values.to_numpy().ravel()):
-        text.set_text("" if np.isnan(v) else f"{v:.2f}")
+    "ERGAS relative to the yardstick; blue is better, red worse; the colours end at 0.4 and 1.6."
+    values = ratio_matrix(rows, satellite)
+    fig = show_matrix(values, centre=1, title="Real scenes: ERGAS / that of the best classical method", label="below 1: the network is better")
+    fig.set_size_inches(1.05 * values.shape[1] + (5.5 if satellite else 4), (0.4 if satellite else 0.3) * len(values) + 1.6)
+    image, ax = fig.axes[0].images[0], fig.axes[0]
+    image.set(cmap="RdBu_r", clim=(0.4, 1.6))
+    ax.set_xticks(range(values.shape[1]), values.columns, rotation=0, ha="center", fontsize=8)
+    for text, v in zip(ax.texts, values.to_numpy().ravel()):
+        text.set(text="" if np.isnan(v) else f"{v:.2f}", color="white" if abs(v - 1) > 0.4 else "black")
+    first = [str(k).split(": " if satellite else ",")[0] for k in values.index]
+    for i in [i for i in range(1, len(first)) if first[i] != first[i - 1] and (": " in values.index[i] or not satellite)]:
+        ax.axhline(i - 0.5, color="black", lw=0.8)
     return fig
 
 
@@ -497,15 +653,17 @@ def made_words(
     made = "; ".join(sorted({f"{r['machine']}, torch {r['torch']}" for r in notes["runs"]})) or f"a machine that was not recorded ({', '.join(notes['devices'])})"
     counts = found.rows[found.rows["network"] != ""].groupby(["network", "acquisition", "split"])["seed"].nunique()
     often = f" ({counts.min()} to {counts.max()} of them for a network on an acquisition)" if len(counts) and counts.min() < counts.max() else ""
-    return unfinished(found) + "\n".join([f"Networks: {', '.join(notes['networks']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}{often}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
+    return unfinished(found) + "\n".join([f"Networks: {', '.join(FAMILY.get(n, n) for n in ordered(pd.DataFrame({'network': notes['networks']}))['network']) or 'none'}; seeds {', '.join(map(str, notes['seeds']))}{often}; {', '.join(map(str, notes['steps'])) or 'no'} steps of one-shot tuning. Rows made on: {made}. "
                        "All pairs are registered, for classical methods and networks alike.\n", *lines])
 
 
 def against_words(
-    rows: pd.DataFrame,  # of by_acquisition
+    rows: pd.DataFrame,  # of by_acquisition, all of a benchmark
+    satellite: str | None = None,  # only its groups
 ) -> str:  # Markdown
     "Which classical method each group is measured with."
-    return "; ".join(f"{group_name(k, groups(rows)[k])}: **{m}**" for k, m in yardsticks(rows).items()) + "."
+    parts, mine = groups(rows), groups(rows[rows["satellite"] == satellite] if satellite else rows)
+    return "; ".join(f"{group_name(k, parts[k])}: **{m}**" for k, m in yardsticks(rows).items() if k in mine) + "."
 
 # %% ../nbs/37_results.ipynb #c1000ab5
 CLAIMS = (  # question, way, against; "classical": the yardstick of the group, "best there": of the acquisition, in hindsight
@@ -518,12 +676,12 @@ CLAIMS = (  # question, way, against; "classical": the yardstick of the group, "
     ("Zero-shot, it beats the classical method that happens to be best on that acquisition", "zero-shot", "best there"),
 )
 SAME = 1e-4  # a smaller gain is none: tuning that left the network as it was is neither for nor against
-FAMILIES = {"fusionnet": "CNN", "panformer": "Transformer", "panmamba": "Mamba"}
+FAMILIES = ("fusionnet", "panformer", "panmamba")  # a CNN, a Transformer and a Mamba
 
 
 def able(part: pd.DataFrame, way: str, against: str) -> list:
     "Networks that were scored in both ways (or in one and against a classical method)."
-    names, methods = [n for n in dict.fromkeys(part["network"]) if n], set(part["method"])
+    names, methods = [n for n in dict.fromkeys(ordered(part)["network"]) if n], set(part["method"])
     return [n for n in names if f"{n} {way}" in methods and (against in methods or f"{n} {against}" in methods)]
 
 
@@ -573,8 +731,10 @@ def case_words(
         return "not measured"
     same = int((part["gain"].abs() < SAME).sum())
     won, low, high = int((part["gain"] >= SAME).sum()), part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]
-    ends = [f"{word} {100 * v['gain']:+.0f} % ({v['network']}, {v['acquisition']})" for word, v in (("best", high), ("worst", low))]
-    return f"**for {won}, against {len(part) - won - same}**{f', equal {same}' if same else ''}<br>median {100 * part['gain'].median():+.1f} %; {'; '.join(ends)}"
+    several = part["acquisition"].nunique() > 1
+    ends = [f"{word} {f'{100 * v.gain:+.0f}'.replace('-0', '0').replace('+0', '0')} % ({NAMES.get(v.network, v.network)}{', ' + v.acquisition if several else ''})" for word, v in (("best", high), ("worst", low))]
+    count = f"**for {won}, against {len(part) - won - same}**{f', equal {same}' if same else ''}"
+    return "<br>".join([count, *(line.replace(" ", "&nbsp;") for line in (f"median {100 * part['gain'].median():+.1f} %", *ends))])
 
 # %% ../nbs/37_results.ipynb #1bc017e4
 def claims(
@@ -590,41 +750,44 @@ def claims(
     both, cells = [cases(rows, w, a) for _, w, a in CLAIMS[:2]], []
     for s, b in parts:
         words = []
-        for network, family in FAMILIES.items():
+        for network in FAMILIES:
             found = [t[(t["split"] == s) & (t["bands"] == b) & (t["network"] == network)] for t in both]
             if any(len(t) for t in found):
-                words.append(f"{family}: " + " and ".join(f"{int((t['gain'] >= SAME).sum())} of {len(t)}" if len(t) else "not measured" for t in found))
+                words.append((f"{FAMILY[network].split('(')[1][:-1]}: " + "; ".join(f"{int((t['gain'] >= SAME).sum())} of {len(t)}" if len(t) else "–" for t in found)).replace(" ", "&nbsp;"))
         cells.append("<br>".join(words) or "not measured")
-    lines.append("| The first two hold for CNN, Transformer and Mamba alike (acquisitions for the first and for the second) | " + " | ".join(cells) + " |")
-    lines.append(f"| Remote-sensing pictures pretrain as well as natural ones, or better | {corpora} |" + " |" * (len(parts) - 1))
+    lines.append("| The first two hold for CNN, Transformer and Mamba alike (acquisitions for the first; for the second; –: not measured) | " + " | ".join(cells) + " |")
     note = ("A case is one network on one acquisition; the numbers are gains in ERGAS at reduced resolution, positive if the claim holds; equal are cases where tuning left the network as it was. Groups are not pooled: **held-out** scenes were used for no decision, **development** scenes chose the simulator, the networks and the tuning, so they flatter. "
             "Networks on one acquisition are not independent cases; the tests below count acquisitions.")
-    return "\n".join(lines) + "\n\n" + note
+    return "\n".join(lines) + f"\n\n**Remote-sensing pictures pretrain as well as natural ones, or better?** {corpora}.\n\n{note}"
 
 
-def gain_tables(
+def gains_table(
     rows: pd.DataFrame,  # of by_acquisition
     way: str,
     against: str,
-) -> list:  # styled tables, one per group
-    "Gain per network, with interval and test over acquisitions."
-    title = f"{way} over {'the best classical method' if against == 'classical' else against}"
-    return [in_words(gain_style(t, title=f"{title}, {group_name(k)} (real)")) for k, t in claim_gains(rows, way, against).items()]
+):  # None: not measured
+    "Gain per network and group, with interval, count and test over acquisitions, as one styled table."
+    tables, parts = claim_gains(rows, way, against), groups(rows)
+    if not tables:
+        return None
+    names = dict.fromkeys(n for t in tables.values() for n in t["network"])
+    shown, counts = pd.DataFrame({"network": [NAMES.get(n, n) for n in names]}, index=list(names)), [int(n) for t in tables.values() for n in t["n"]]
+    for key, table in tables.items():
+        cells = [bracket(100 * g.gain, 100 * g.low, 100 * g.high, 1, sign="+") + f", {g.won} of {g.n}" * (g.n > 1) + ("" if np.isnan(g.p) else f", {tell_p(g.p)}") for g in table.itertuples()]
+        shown[group_head(key, parts[key])] = pd.Series(cells, index=table["network"])
+    title = f"Gain in ERGAS, %, of {way} over {'the best classical method of the group' if against == 'classical' else against} (real): mean over n acquisitions [interval], better on so many of them; {over_words(counts, len(names))}."
+    return plain(shown.fillna(""), title, texts=1)
 
 
-def freeze_table(
+def pace_table(
     rows: pd.DataFrame,  # of by_acquisition
 ) -> pd.DataFrame:
-    "Full against freeze: quality and seconds per step."
-    part = rows[(rows["resolution"] == "reduced") & rows["paradigm"].isin(("one-shot full", "one-shot freeze"))]
-    each = part.groupby(["split", "bands", "network", "paradigm"], sort=False)["seconds_per_step"].median()
-    out = []
-    for (split, bands), table in claim_gains(rows, "one-shot full", "one-shot freeze").items():
-        for g in table.itertuples():
-            full, freeze = (each[split, bands, g.network, p] for p in ("one-shot full", "one-shot freeze"))
-            out.append({"group": group_name((split, bands)), "network": NAMES.get(g.network, g.network), "gain of full over freeze, %": bracket(100 * g.gain, 100 * g.low, 100 * g.high, 1, sign="+"),
-                        "better on": f"{g.won} of {g.n}, {tell_p(g.p)}", "full, s per step": full, "freeze, s per step": freeze, "full takes": f"{full / freeze:.1f} x" if freeze else ""})
-    return pd.DataFrame(out)
+    "Milliseconds per step of full and freeze."
+    part = ordered(rows[(rows["resolution"] == "reduced") & rows["paradigm"].isin(("one-shot full", "one-shot freeze"))])
+    each = 1000 * part.groupby(["network", "bands", "paradigm"], sort=False)["seconds_per_step"].median().unstack("paradigm").dropna()
+    table = each.rename(columns={"one-shot full": "full, ms per step", "one-shot freeze": "freeze, ms per step"}).reset_index()
+    table["full takes"] = [f"{full / freeze:.1f} x" if freeze else "" for full, freeze in zip(each["one-shot full"], each["one-shot freeze"])]
+    return table.assign(network=once(table["network"].map(NAMES).fillna(table["network"])))
 
 # %% ../nbs/37_results.ipynb #5cb8b9ee
 ENOUGH_PICTURES = 100_000  # remote-sensing pictures; SkyScript has 5.2 million
@@ -642,12 +805,13 @@ def corpus_table(
         values = part["ergas"].droplevel([0, 1, 2])
         row = {"network": NAMES.get(network, network), "bands": bands, "corpus": corpus}
         row |= {f"{name} pictures": (sizes.get(k, 0) if k in KINDS[corpus] else 0) if corpus in KINDS else "not known" for k, name in (("photograph", "natural"), ("remote_sensing", "remote-sensing"))}
-        row |= {"acquisitions": len(part), "SAM, degrees": float(part["sam_deg"].mean()), "ERGAS": bracket(*interval(values))}
+        row |= {"acquisitions": len(part), "SAM, degrees": f"{part['sam_deg'].mean():.2f}", "ERGAS": bracket(*interval(values))}
         if (network, bands, "natural") in means.index.droplevel(3):
             gain = (values / means["ergas"][network, bands, "natural"] - 1).dropna()
             row["against natural, %"] = bracket(*(100 * v for v in interval(gain)), 1, sign="+") if corpus != "natural" and len(gain) else ""
         out.append(row)
-    return pd.DataFrame(out)
+    table = pd.DataFrame(out)
+    return table.assign(network=once(table["network"]))
 
 
 def corpus_words(
@@ -711,42 +875,44 @@ def show_cost(
     for (left, right), (key, part) in zip(axes, shown.items()):
         means = table[(table["split"] == key[0]) & (table["bands"] == key[1]) & table["paradigm"].isin(("zero-shot", "classical"))]
         means = means.groupby(["method", "network"], sort=False)["ratio"].mean().reset_index()
-        seconds = part[part["resolution"] == "reduced"].groupby("method")["fuse_seconds"].median()
-        for method, network, value in means.itertuples(index=False):
+        seconds = part[part["resolution"] == "reduced"].groupby(part["network"].where(part["network"] != "", part["method"]))["fuse_seconds"].median()  # of a network: all ways, a first call on a GPU is slow
+        for method, network, value in ordered(means).itertuples(index=False):
             look = {"color": INK.get(network, "black"), "marker": "o" if network else "D", "ms": 7 if network else 4, "ls": "", "label": NAMES.get(network, network) if network else "classical"}
-            right.plot(max(seconds[method], 1e-4), value, **look)
+            right.plot(max(seconds[network or method], 1e-4), value, **look)
             if network and (n := sizes.get((network, key[1]), sizes.get((network, None)))):
                 left.plot(n, value, **look)
-        left.set(ylabel="mean ERGAS ratio", title=group_name(key, part)), right.set(title=f"fused on {', '.join(sorted(part['device'].unique()))}")
+        left.set(ylabel="ERGAS / best classical", title=group_name(key, part)), right.set(title=f"networks on {', '.join(sorted(part.loc[part['network'] != '', 'device'].unique()))}, classical on {', '.join(sorted(part.loc[part['network'] == '', 'device'].unique()))}")
         for ax in (left, right):
             ax.axhline(1, color="0.6", lw=0.8), ax.set_xscale("log")
     axes[-1, 0].set_xlabel("parameters"), axes[-1, 1].set_xlabel("seconds to fuse a scene (median)")
-    found = dict(zip(*reversed(axes[0, 1].get_legend_handles_labels())))
-    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    found = {k: h for h, k in zip(handles, labels)}
+    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return fig
 
 
 def ndvi_table(
     rows: pd.DataFrame,  # of by_acquisition
-) -> pd.DataFrame:  # one row per method, one column per group
+) -> pd.DataFrame:  # one row per network and way, one column per group
     "Mean absolute error of the vegetation index from fused bands, at reduced resolution."
     best, columns = yardsticks(rows), {}
-    for key, part in groups(comparable(rows[rows["resolution"] == "reduced"])).items():
+    for key, part in groups(ordered(comparable(rows[rows["resolution"] == "reduced"]))).items():
         part = part[part["paradigm"].isin(PARADIGMS[:2]) | part["method"].isin(["EXP", best[key]])]
         if part["ndvi_mae"].notna().any():
             means = mean_table(part, ["ndvi_mae"])
-            names = means["method"].where(means["method"] != best[key], "best classical")
-            columns[group_name(key, part)] = pd.Series([bracket(m, lo, hi, 4) for m, lo, hi in means[["mean", "low", "high"]].itertuples(index=False)], index=names)
-    table = pd.DataFrame(columns).fillna("")
-    first = [k for k in ("EXP", "best classical") if k in table.index]
-    return table.loc[[*first, *(k for k in table.index if k not in first)]].rename_axis("method").reset_index()
+            names = [(NAMES.get(n, n), p) for n, p in ((m.removesuffix(f" {p}"), p) if p in PARADIGMS else ("EXP" if m == "EXP" else "best classical", "") for m, p in zip(means["method"], means["paradigm"]))]
+            columns[group_head(key, part)] = pd.Series([bracket(m, lo, hi, 3) for m, lo, hi in means[["mean", "low", "high"]].itertuples(index=False)], index=pd.MultiIndex.from_tuples(names, names=["method", "way"]))
+    keys = list(dict.fromkeys(k for c in columns.values() for k in c.index))
+    first = [k for k in (("EXP", ""), ("best classical", "")) if k in keys]
+    table = pd.DataFrame({name: c.reindex([*first, *(k for k in keys if k not in first)]) for name, c in columns.items()}).fillna("").reset_index()
+    return table.assign(method=once(table["method"])) if len(table) else table
 
 
 def missing_table(
     found: Results,
 ) -> pd.DataFrame:
-    "What was not measured; equal reasons of a sensor once."
-    return found.missing.drop_duplicates().sort_values("sensor", kind="stable").rename(columns={"reason": "what is missing, or why"})
+    "What was not measured, by sensor."
+    return told_missing(found).sort_values("sensor", kind="stable").rename(columns={"reason": "what is missing, or why"})
 
 # %% ../nbs/37_results.ipynb #e271bad4
 def satellites(
@@ -802,7 +968,9 @@ def make_reports(
         for name in only or [*satellites(found, load_params()["targets"]), "compare"]:
             source, given = (templates / "compare.ipynb", {"out": told}) if name == "compare" else (templates / "real.ipynb", {"out": told, "satellite": name, "pairs": str(pairs)})
             report = execute(source, given, out / "reports" / f"{name}.ipynb", km=kernel)
-            report.write_text(json.dumps(slim(json.loads(report.read_text(encoding="utf-8")), name not in there | {"compare"}), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            page = json.loads(report.read_text(encoding="utf-8"))
+            page["cells"][0]["source"] = [line.replace("one satellite", TITLES.get(name, name)) for line in page["cells"][0]["source"]]
+            report.write_text(json.dumps(slim(page, name not in there | {"compare"}), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             made.append(report)
     finally:
         kernel.shutdown_kernel(now=True)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pansharp_study import results
+from pansharp_study import benchmark, results
 from pansharp_study.benchmark import ROW, SCHEMA_VERSION
 from pansharp_study.core import load_params, seeded
 from pansharp_study.protocol import upsample
@@ -54,6 +54,8 @@ def study(tmp_path_factory):
     (real / "RR_SCENES.csv").write_text("\n".join(listing) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "cache_for", lambda *args: cache)
+        patch.setattr(benchmark, "METHODS", {name: benchmark.METHODS[name] for name in ("EXP", "GSA", "Brovey")})
+        patch.setattr(results, "load_params", lambda **options: load_params(**options) | {"targets": ["QB", "WV4"]})
         main(["--real", str(real), "--out", str(folder / "out"), *CALL, "--pictures"])
     return folder
 
@@ -63,10 +65,10 @@ def test_end_to_end(study):
     out = study / "out"
     found = read_results(out)
     assert tuple(found.rows.columns) == ROW and {"classical", "zero-shot", "one-shot full"} <= set(found.rows["paradigm"]) and len(found.curves)
-    assert {f.stem for f in (out / "reports").glob("*.ipynb")} == {*load_params()["targets"], "compare"} and not list(out.rglob("*.running.ipynb"))
+    assert {f.stem for f in (out / "reports").glob("*.ipynb")} == {"QB", "WV4", "compare"} and not list(out.rglob("*.running.ipynb"))
     assert "no real scene of WorldView-4" in shown(out / "reports" / "WV4.ipynb") and "no openly usable real scene" in shown(out / "reports" / "WV4.ipynb")
     page, compare = shown(out / "reports" / "QB.ipynb"), shown(out / "reports" / "compare.ipynb")
-    assert "(real), reduced resolution" in page and "All pairs are registered" in page and "an anecdote: no interval" in page and "lost: its files could not be read" in page
+    assert "development, 4 bands (real): means over n = 1 acquisition" in page and "All pairs are registered" in page and "an anecdote: no interval" in page and "lost: its files could not be read" in page
     assert "against 1" in compare or "for 1" in compare
     assert "an anecdote" in compare and "NOT tested" in compare and "simulated scenes" not in compare
     assert pictures(out / "reports" / "QB.ipynb") == 2 and pictures(out / "reports" / "compare.ipynb") == 0
