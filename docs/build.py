@@ -304,7 +304,13 @@ def outside_links(source: str) -> str:
         if not (REPORTS / name).is_file():
             return f"{label} *(not made yet)*"
         return f"[{label}]({match[0].split('](', 1)[1].split('reports/')[0].replace('../', '', 1)}reports/{name})"
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+reports/([^)]+)\)", target, source)
+    source = re.sub(r"\]\(\.\./((?:\.\./)*results/)", r"](\1", source)
+    return real_links(re.sub(r"\[([^\]]+)\]\((?:\.\./)+reports/([^)]+)\)", target, source))
+
+
+def real_links(source: str) -> str:
+    """Links to results/NAME/reports/ become links to the pages of real scenes."""
+    return re.sub(r"(\]\((?:\.\./)*)results/([\w-]+)/reports/", r"\1real/\2/", source)
 
 
 def report_page(path: Path, title: str, symbols: dict[str, str], up: str) -> list[dict]:
@@ -320,7 +326,7 @@ def report_page(path: Path, title: str, symbols: dict[str, str], up: str) -> lis
             continue
         if cell["cell_type"] == "markdown":
             source = re.sub(r"\A# .*", f"# {title}", cell["source"]) if first else cell["source"]
-            cells.append(markdown(linked(source, symbols, up)))
+            cells.append(markdown(linked(real_links(source), symbols, up)))
             first = False
         else:
             cell["metadata"] = {}
