@@ -36,12 +36,12 @@ $(READY): settings.ini setup.py constraints.txt
 	@echo "== environment ready: $$(du -sh $(VENV) | cut -f1)"
 
 reproduce: $(READY)  ## run the study: data, pretraining, adaptation, reports (SCALE=h100 for the large one)
-	@python -m pansharp_study.pipeline check
+	@python -m pansharp_study.study.pipeline check
 	@start=$$(date +%s); \
 	if [ "$(SCALE)" = laptop ]; then dvc repro; else dvc exp run -S scale=$(SCALE) && \
 	  echo "== params.yaml now says scale: $(SCALE); 'git checkout params.yaml' goes back"; fi && \
 	echo "== done in $$(( $$(date +%s) - start )) s; compared with the committed results:" && \
-	python -m pansharp_study.pipeline differences && \
+	python -m pansharp_study.study.pipeline differences && \
 	echo "== read reports/compare.ipynb and reports/report/*.ipynb, or run 'make docs' and open _site/index.html"
 
 test: $(READY)  ## lesson cells of all notebooks, then tests/

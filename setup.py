@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
@@ -15,7 +15,7 @@ setup(
     description=cfg["description"],
     author=cfg["author"],
     license="Apache-2.0",
-    packages=[cfg["lib_path"]],
+    packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={

@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from pansharp_study import metrics  # noqa: E402
 from pansharp_study.classical import ABOUT, METHODS  # noqa: E402
-from pansharp_study.protocol import degrade  # noqa: E402
-from pansharp_study.sensors import get_sensor  # noqa: E402
+from pansharp_study.optics.sensors import get_sensor  # noqa: E402
+from pansharp_study.optics.wald import degrade  # noqa: E402
 
 SENSOR = get_sensor("WV3")  # eight bands
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}

@@ -28,12 +28,16 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pansharp_study import simulate, train  # noqa: E402
 from pansharp_study.core import load_params, seeded  # noqa: E402
-from pansharp_study.data import list_pictures  # noqa: E402
-from pansharp_study.models import count_flops, create_model, list_models  # noqa: E402
-from pansharp_study.protocol import upsample  # noqa: E402
-from pansharp_study.sources import Refill  # noqa: E402
+from pansharp_study.networks.zoo import count_flops, create_model, list_models  # noqa: E402
+from pansharp_study.optics.wald import upsample  # noqa: E402
+from pansharp_study.pictures.canvases import Refill  # noqa: E402
+from pansharp_study.scenes.samples import list_pictures  # noqa: E402
+from pansharp_study.simulation import pairs  # noqa: E402
+from pansharp_study.simulation.base_images import load_materials, make_materials, scenes_for  # noqa: E402
+from pansharp_study.simulation.pairs import expose, instrument, light_from_labels, light_from_pictures, simulate_pairs  # noqa: E402
+from pansharp_study.simulation.stream import Stream  # noqa: E402
+from pansharp_study.training.pretrain import captured, make_step  # noqa: E402
 
 TABLES = ("growth", "stages", "workers", "training")
 FIELDS = ("table", "machine", "bands", "size", "batch", "workers", "part", "pairs_per_s", "share")
@@ -59,14 +63,14 @@ def seconds(run, device: str, repeats: int = 5) -> float:
 def parts(canvases, bands, n, p, device):
     """The parts of a simulation as calls, each on a whole batch, and the whole."""
     library, pictures, (labels, groups), g = canvases["library"], canvases["pictures"], canvases["labels"], seeded("benchmark", device=device)
-    x, pan = simulate.light_from_labels(labels, groups, library, bands, n, p, g)
+    x, pan = light_from_labels(labels, groups, library, bands, n, p, g)
     return {
-        "mixed": lambda: simulate.light_from_pictures(pictures, library, bands, n, p, g, spectral=False),
-        "spectral": lambda: simulate.light_from_pictures(pictures, library, bands, n, p, g, spectral=True),
-        "procedural": lambda: simulate.light_from_labels(labels, groups, library, bands, n, p, g),
-        "exposure": lambda: simulate.expose(x, pan, p, g),
-        "instrument": lambda: simulate.instrument(bands, n, p["size"], p, 4, g),
-        "all, with the shares of params.yaml": lambda: simulate.simulate_pairs(canvases, bands, n, p, g),
+        "mixed": lambda: light_from_pictures(pictures, library, bands, n, p, g, spectral=False),
+        "spectral": lambda: light_from_pictures(pictures, library, bands, n, p, g, spectral=True),
+        "procedural": lambda: light_from_labels(labels, groups, library, bands, n, p, g),
+        "exposure": lambda: expose(x, pan, p, g),
+        "instrument": lambda: instrument(bands, n, p["size"], p, 4, g),
+        "all, with the shares of params.yaml": lambda: simulate_pairs(canvases, bands, n, p, g),
     }
 
 
@@ -82,7 +86,7 @@ def timed(device: str):
     """While this is open, the parts of simulate_pairs are timed: seconds by name."""
     names = {"light_from_pictures": "pictures to bands", "light_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
              "instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
-    spent, kept = defaultdict(float), {name: getattr(simulate, name) for name in names}
+    spent, kept = defaultdict(float), {name: getattr(pairs, name) for name in names}
 
     def wrapped(name):
         def call(*args, **options):
@@ -94,22 +98,22 @@ def timed(device: str):
         return call
 
     for name in names:
-        setattr(simulate, name, wrapped(name))
+        setattr(pairs, name, wrapped(name))
     try:
         yield spent
     finally:
         for name, function in kept.items():
-            setattr(simulate, name, function)
+            setattr(pairs, name, function)
 
 
 def stages(canvases, params, device, full, repeats=5):
     """Shares of one call with everything on; the device is waited for after each part, which makes the call a little longer."""
     g, n = seeded("stages", device=device), full
-    simulate.simulate_pairs(canvases, 8, n, params, g)
+    simulate_pairs(canvases, 8, n, params, g)
     with timed(device) as spent:
         start = clock(device)
         for _ in range(repeats):
-            simulate.simulate_pairs(canvases, 8, n, params, g)
+            simulate_pairs(canvases, 8, n, params, g)
         whole = clock(device) - start
     spent["the rest"] = whole - sum(spent.values())
     for part, s in spent.items():
@@ -135,12 +139,12 @@ def workers(params, cores, scenes_each):
     for count in counts:
         n = scenes_each * count
         start = time.perf_counter()
-        simulate.scenes_for(params | {"canvases": n}, 1, workers=count)
+        scenes_for(params | {"canvases": n}, 1, workers=count)
         yield {"size": size, "workers": count, "part": "scenes painted", "pairs_per_s": round(n / (time.perf_counter() - start), 2)}
 
 
 class Plain:
-    """What train.make_step wants of an accelerator."""
+    """What make_step wants of an accelerator."""
 
     @staticmethod
     def backward(loss):
@@ -150,7 +154,7 @@ class Plain:
 
 
 def training_step(name, params, device, bands):
-    """A step of training as train.train makes it: bfloat16, compiled and captured on a GPU where params.yaml says so."""
+    """A step of training as train makes it: bfloat16, compiled and captured on a GPU where params.yaml says so."""
     p = params["pretrain"]
     model = create_model(name, bands=bands, seed=1, **params["models"][name]).to(device)
     if p["compile"]:
@@ -163,15 +167,15 @@ def training_step(name, params, device, bands):
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda)
     parameters = list(model.parameters())
-    step = train.make_step(Plain, forward, optimiser, parameters, [v.detach().clone() for v in parameters], p)
-    return train.captured(step) if cuda and p["graph"] else step
+    step = make_step(Plain, forward, optimiser, parameters, [v.detach().clone() for v in parameters], p)
+    return captured(step) if cuda and p["graph"] else step
 
 
 def training(canvases, params, device, names, repeats):
     """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
     flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in names}
-    stream = simulate.Stream(canvases, bands, p, batch, ("benchmark",))
+    stream = Stream(canvases, bands, p, batch, ("benchmark",))
     simulating = seconds(lambda: stream._make(0), device, repeats) / stream.ahead
     row, b = {"bands": bands, "size": p["size"], "batch": batch}, stream(0)
     yield row | {"part": "simulating a batch", "pairs_per_s": round(batch / simulating, 1)}
@@ -205,7 +209,7 @@ def main():
     full, rows = args.batch or (1024 if cuda else 32), []
     made = {"workers": lambda: workers(params, args.cores, 16 if cuda else 4)}
     if set(args.tables) - {"workers"}:
-        canvases = simulate.load_materials(simulate.make_materials(params, 1, workers=args.cores), device)
+        canvases = load_materials(make_materials(params, 1, workers=args.cores), device)
         made |= {"growth": lambda: growth(canvases, params, device, full), "stages": lambda: stages(canvases, params, device, full),
                  "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
                                               args.networks or whole["networks"], 5 if cuda else 1)}

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pansharp_study import simulate, train
 from pansharp_study.core import load_params
-from pansharp_study.loss import fusion_loss
-from pansharp_study.models import count_flops, count_parameters, create_model, interpolate, list_models
+from pansharp_study.networks.guides import interpolate
+from pansharp_study.networks.zoo import count_flops, count_parameters, create_model, list_models
+from pansharp_study.simulation.stream import open_stream
+from pansharp_study.training.pretrain import Run, captured, fusion_loss, make_accelerator
 
 FIELDS = ("table", "machine", "torch", "network", "parameters", "gflop_per_sample", "gpus", "samples_per_s", "step_ms", "simulation", "forward", "backward", "optimiser")
 BANDS, REPEATS = 8, 30
@@ -48,8 +49,8 @@ def create(name, params):
 def prepared(name, params, accelerator):
     """A training run of a network, and its stream."""
     model = create(name, params)
-    stream = simulate.open_stream(params, BANDS, seed=(1, name), device=accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes)
-    return train.Run(accelerator, model, params["pretrain"]), stream
+    stream = open_stream(params, BANDS, seed=(1, name), device=accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes)
+    return Run(accelerator, model, params["pretrain"]), stream
 
 
 def batch_at(stream, step):
@@ -70,14 +71,14 @@ def parts(run, accelerator):
         accelerator.backward(loss)
         return loss.detach()
 
-    return train.captured(lambda b: forward(b).detach()), train.captured(both)
+    return captured(lambda b: forward(b).detach()), captured(both)
 
 
 def shares(params, networks):
     """One row per network."""
     for name in networks:
         torch.compiler.reset()
-        accelerator = train.make_accelerator("cuda")
+        accelerator = make_accelerator("cuda")
         run, stream = prepared(name, params, accelerator)
         b = batch_at(stream, 0)
         simulating = milliseconds(lambda stream=stream, b=b: (stream._make(0), interpolate(b["ms"], 4))) / stream.ahead
@@ -97,7 +98,7 @@ def shares(params, networks):
 
 def scaling(params, name, steps=208):
     """Samples per second of training with its stream, on as many GPUs as this was launched on."""
-    accelerator = train.make_accelerator("cuda")
+    accelerator = make_accelerator("cuda")
     run, stream = prepared(name, params, accelerator)
     for k in range(24):
         run.step(batch_at(stream, k))

@@ -10,9 +10,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pansharp_study import metrics, protocol, radiometry, register
+from pansharp_study import metrics
 from pansharp_study.classical import METHODS
-from pansharp_study.sensors import get_sensor
+from pansharp_study.optics.filters import BORDERS, KINDS, mtf_blur
+from pansharp_study.optics.masks import check_scale, fill_invalid, mask_to_ms, shrink_mask, valid_mask
+from pansharp_study.optics.registration import (
+    estimate_band_shifts,
+    estimate_shift,
+    register,
+    register_bands,
+    registration_views,
+    residual_warning,
+    shift_image,
+)
+from pansharp_study.optics.sensors import get_sensor
+from pansharp_study.optics.wald import degrade, reduce_pan, upsample, wald_pair
 
 DEVICE = torch.device(os.environ.get("PANSHARP_STUDY_TEST_DEVICE", "cuda"))
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
@@ -28,11 +40,11 @@ def images(name: str, dtype: torch.dtype) -> dict:
     """Two scenes with common and own texture, noise and an invalid corner; no value lies on the border between two whole DN."""
     sensor, rng = get_sensor(name), torch.Generator().manual_seed(11)
     own, common = (torch.randn(2, n, 160, 160, generator=rng, dtype=torch.float64) for n in (sensor.n_bands, 1))
-    gt = 450 + 350 * protocol.mtf_blur(own + 2 * common, [0.4]) + 60 * torch.randn(own.shape, generator=rng, dtype=torch.float64)
+    gt = 450 + 350 * mtf_blur(own + 2 * common, [0.4]) + 60 * torch.randn(own.shape, generator=rng, dtype=torch.float64)
     gt = gt.clamp(20, sensor.peak - 20)
     fused = gt + 25 * torch.randn(gt.shape, generator=rng, dtype=torch.float64)
     mask = (torch.arange(160)[:, None] + torch.arange(160) > 40).expand(2, 1, 160, 160).clone()
-    made = {"gt": gt, "fused": fused, "pan": gt.mean(1, keepdim=True), "ms": protocol.degrade(gt, sensor.mtf_ms)}
+    made = {"gt": gt, "fused": fused, "pan": gt.mean(1, keepdim=True), "ms": degrade(gt, sensor.mtf_ms)}
     return {k: x.to(dtype) for k, x in made.items()} | {"mask": mask}
 
 
@@ -101,7 +113,7 @@ def test_images_on_two_devices_are_refused():
 
 def test_torchmetrics_classes(given):
     pytest.importorskip("torchmetrics")
-    from pansharp_study.torch_metrics import all_indices
+    from pansharp_study.scoring.torch_metrics import all_indices
 
     found = []
     for device in (DEVICE, "cpu"):
@@ -132,25 +144,25 @@ def test_method(given, name, masked):
 # protocol and radiometry ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("border", protocol.BORDERS)
+@pytest.mark.parametrize("border", BORDERS)
 def test_protocol(given, border):
     sensor, tolerance, x = given["sensor"], 1e-9 if given["ms"].dtype == torch.float64 else 2e-6, given
-    for kind in protocol.KINDS:
+    for kind in KINDS:
         for name, options in (("mtf_blur", {}), ("degrade", {"phase": 1})):
-            there, here = both(getattr(protocol, name), x["gt"], sensor.mtf_ms, kind=kind, border=border, **options)
+            there, here = both({"mtf_blur": mtf_blur, "degrade": degrade}[name], x["gt"], sensor.mtf_ms, kind=kind, border=border, **options)
             if kind == "toolbox":  # an FFT: its rounding follows the largest value, not each; 3.4e-4 DN was seen in float32 on an H200
                 assert (there - here).abs().max() <= tolerance * sensor.peak / 4, f"{name} {kind}"
             else:
                 close(there, here, tolerance, f"{name} {kind}")
     gains = torch.tensor(sensor.mtf_ms).double().expand(2, -1) * torch.tensor([[1.0], [0.8]]).double()
-    close(*both(protocol.degrade, x["gt"], gains, border=border), tolerance, "degrade with gains per image")
+    close(*both(degrade, x["gt"], gains, border=border), tolerance, "degrade with gains per image")
     for ratio, phase in ((4, None), (4, 1.5), (3, None), (2, 0)):
-        close(*both(protocol.upsample, x["ms"], ratio, phase=phase, border=border), tolerance, f"upsample {ratio} {phase}")
-    close(*both(protocol.reduce_pan, x["pan"], 4), tolerance, "reduce_pan")
+        close(*both(upsample, x["ms"], ratio, phase=phase, border=border), tolerance, f"upsample {ratio} {phase}")
+    close(*both(reduce_pan, x["pan"], 4), tolerance, "reduce_pan")
 
 
 def test_wald_pair(given):
-    made = [protocol.wald_pair(*on(d, given["ms"], given["pan"]), given["sensor"], mask=given["mask"].to(d)) for d in (DEVICE, "cpu")]
+    made = [wald_pair(*on(d, given["ms"], given["pan"]), given["sensor"], mask=given["mask"].to(d)) for d in (DEVICE, "cpu")]
     for name in ("ms", "pan", "gt", "mask"):
         assert made[0][name].device.type == DEVICE.type
         close(made[0][name].cpu(), made[1][name], 1e-9 if given["ms"].dtype == torch.float64 else 2e-6, name)
@@ -158,10 +170,10 @@ def test_wald_pair(given):
 
 def test_radiometry(given):
     pan = given["pan"].masked_fill(~given["mask"], 0)
-    for there, here in (both(radiometry.valid_mask, pan, peak=2047.0), both(radiometry.mask_to_ms, given["mask"]), both(radiometry.shrink_mask, given["mask"], 3)):
+    for there, here in (both(valid_mask, pan, peak=2047.0), both(mask_to_ms, given["mask"]), both(shrink_mask, given["mask"], 3)):
         assert torch.equal(there, here)
-    close(*both(radiometry.fill_invalid, pan, given["mask"]), 1e-9 if pan.dtype == torch.float64 else 1e-5, "fill_invalid")
-    assert radiometry.check_scale(pan.to(DEVICE), given["sensor"]) == radiometry.check_scale(pan, given["sensor"])
+    close(*both(fill_invalid, pan, given["mask"]), 1e-9 if pan.dtype == torch.float64 else 1e-5, "fill_invalid")
+    assert check_scale(pan.to(DEVICE), given["sensor"]) == check_scale(pan, given["sensor"])
 
 
 # registration ---------------------------------------------------------------------------------------------------------
@@ -171,18 +183,18 @@ def test_radiometry(given):
 def test_registration(given, case):
     """The same displacement to a thousandth of a pixel, where the search stops; the same images after it."""
     sensor, shift = given["sensor"], (0.7, -1.2)
-    ms, pan = given["ms"], register.shift_image(given["pan"], shift)
+    ms, pan = given["ms"], shift_image(given["pan"], shift)
     sensor = replace(sensor, bits=10) if case == "clipped" else sensor
     pan = pan.clamp_max(1023) if case == "clipped" else pan
     options = {"reach": 3} | ({"mask": given["mask"]} if case == "masked" else {})
-    found = [register.estimate_shift(*on(d, ms, pan), sensor, **dict(zip(options, on(d, *options.values())))) for d in (DEVICE, "cpu")]
+    found = [estimate_shift(*on(d, ms, pan), sensor, **dict(zip(options, on(d, *options.values())))) for d in (DEVICE, "cpu")]
     assert all(getattr(found[0], k).device.type == DEVICE.type for k in ("shift", "r2_before", "r2_after", "found"))
     close(found[0].shift.cpu(), found[1].shift, 2e-3, "shift")
     close(found[0].r2_after.cpu(), found[1].r2_after, 1e-6, "R2")
     assert found[1].found.all() and (found[1].shift - torch.tensor(shift)).abs().max() < 0.05
     for to in ("ms", "pan"):
-        out = register.register(*on(DEVICE, ms, pan), sensor, register_to=to, found=found[0])
-        same = register.register(ms, pan, sensor, register_to=to, found=replace(found[1], shift=found[0].shift.cpu()))
+        out = register(*on(DEVICE, ms, pan), sensor, register_to=to, found=found[0])
+        same = register(ms, pan, sensor, register_to=to, found=replace(found[1], shift=found[0].shift.cpu()))
         for a, b in zip(out[:2], same[:2]):
             assert a.device.type == DEVICE.type
             close(a.cpu(), b, 1e-9 if ms.dtype == torch.float64 else 2e-6, f"register_to {to}")
@@ -190,12 +202,12 @@ def test_registration(given, case):
 
 def test_registration_of_bands_and_its_report(given):
     sensor, (ms, pan) = given["sensor"], on(DEVICE, given["ms"], given["pan"])
-    bands = [register.estimate_band_shifts(*on(d, given["ms"], given["pan"]), sensor, reach=2) for d in (DEVICE, "cpu")]
+    bands = [estimate_band_shifts(*on(d, given["ms"], given["pan"]), sensor, reach=2) for d in (DEVICE, "cpu")]
     assert bands[0].shift.device.type == DEVICE.type
     close(bands[0].shift.cpu(), bands[1].shift, 2e-3, "bands")
-    out, grey, found = register.register_bands(ms[:1], pan[:1], sensor, reach=2)
+    out, grey, found = register_bands(ms[:1], pan[:1], sensor, reach=2)
     assert out.device.type == grey.device.type == found.shift.device.type == DEVICE.type
-    assert register.residual_warning(ms, pan, sensor, reach=2)[0] == register.residual_warning(given["ms"], given["pan"], sensor, reach=2)[0]
-    views = [register.registration_views(*on(d, given["ms"], given["pan"]), sensor) for d in (DEVICE, "cpu")]
+    assert residual_warning(ms, pan, sensor, reach=2)[0] == residual_warning(given["ms"], given["pan"], sensor, reach=2)[0]
+    views = [registration_views(*on(d, given["ms"], given["pan"]), sensor) for d in (DEVICE, "cpu")]
     for name, view in views[0].items():
         assert abs(view - views[1][name]).max() < 1e-4, name

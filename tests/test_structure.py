@@ -31,8 +31,9 @@ def test_package_equals_notebooks(tmp_path):
     for name in ("settings.ini", "params.yaml", "setup.py", "pyproject.toml", "nbs", "pansharp_study"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
     subprocess.run(["nbdev_export"], cwd=copy, check=True, capture_output=True)
-    for path in sorted((ROOT / "pansharp_study").glob("*.py")):
-        assert (copy / "pansharp_study" / path.name).read_text() == path.read_text(), f"{path.name}: run nbdev_export"
+    for path in sorted((ROOT / "pansharp_study").rglob("*.py")):
+        name = path.relative_to(ROOT)
+        assert (copy / name).read_text() == path.read_text(), f"{name}: run nbdev_export"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -55,7 +56,7 @@ def test_stage_defines_nothing(path):
 def test_exported_modules_need_no_notebook_tools():
     """Training must run where nbdev, papermill and DVC are absent."""
     heavy = re.compile(r"^(?:from|import) (fastcore|nbdev|papermill|dvc|rioxarray|rasterio|jupyter\w*)\b", re.M)
-    for path in (ROOT / "pansharp_study").glob("*.py"):
+    for path in (ROOT / "pansharp_study").rglob("*.py"):
         assert not heavy.search(path.read_text()), f"{path.name} imports a tool at the top"
 
 

@@ -1,0 +1,265 @@
+"""Intervals, tests and ranks: against enumeration, closed forms and other code, and in the tables of the reports."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import friedmanchisquare, kendalltau, wilcoxon
+
+from pansharp_study.core import root
+from pansharp_study.scoring.stats import (
+    attainable_level,
+    concordance,
+    gain,
+    holm,
+    interval,
+    mean_table,
+    paired,
+    paired_table,
+    picture_scores,
+    rank_table,
+    rank_tau,
+    sign_flip_p,
+    smallest_p,
+    too_few,
+)
+from pansharp_study.scoring.tables import BETTER, load_table
+from pansharp_study.study.report import answers, verdict
+from pansharp_study.study.report_tables import comparison_table, rank_style, rank_words, score_table, scored_indices
+
+TARGETS = ("WV2", "WV3", "WV4", "IKONOS", "QB", "GF2", "WV2-real")
+COMMITTED = [p for t in TARGETS if (p := root() / "metrics" / "adapt" / f"{t}.csv").is_file()]
+
+
+def scores(pictures: int, sensors=("QB",), tiles: int = 1, seed: int = 0) -> pd.DataFrame:
+    """Tidy scores of four methods with all indices; `net` is better than EXP, equal to GSA and worse than BT-H."""
+    rng, rows = np.random.default_rng(seed), []
+    for picture, sensor, tile in itertools.product(range(pictures), sensors, range(tiles)):
+        hard = 1 + picture / 5
+        for method, paradigm, error in (("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0), ("net zero-shot", "zero-shot", 3.0),
+                                        ("net one-shot full", "one-shot full", 2.8), ("net one-shot freeze", "one-shot freeze", 2.9),
+                                        ("net one-shot from scratch", "one-shot from scratch", 3.5)):
+            e = error * hard + rng.normal(0, 0.1)
+            label = {"sensor": sensor, "scene": f"p{picture}, tile {tile}", "simulated": "yes", "method": method, "network": "net" * ("net" in method), "paradigm": paradigm}
+            rows.append({**label, "resolution": "reduced", "sam_deg": 2 * e, "ergas": e, "q2n": 1 - e / 20, "psnr_db": 40 - e})
+            d = 0.01 * (6 - error) + rng.uniform(0, 0.01)
+            rows.append({**label, "resolution": "full", "d_lambda_k": d, "d_s": 0.02 * hard, "hqnr": (1 - d) * (1 - 0.02 * hard)})
+    return pd.DataFrame(rows).reindex(columns=["sensor", "scene", "simulated", "method", "network", "paradigm", "resolution", *BETTER])
+
+
+# ---------------------------------------------------------------- intervals
+
+VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(VALUES, st.floats(0.1, 10), st.floats(-50, 50))
+def test_interval_moves_with_its_data(values, factor, shift):
+    """Another unit or zero point moves the interval and nothing else; it never leaves the range of the data."""
+    x = np.array(values)
+    mean, low, high = interval(x, resamples=299)
+    assert x.min() - 1e-9 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= x.max() + 1e-9
+    moved = interval(factor * x + shift, resamples=299)
+    np.testing.assert_allclose(moved, factor * np.array([mean, low, high]) + shift, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_interval_of_few_is_their_range(n):
+    """With up to four pictures the widened interval is worst to best."""
+    x = np.arange(n) ** 2.0
+    assert interval(x)[1:] == (0.0, (n - 1) ** 2.0)
+
+
+def test_interval_of_many_is_the_t_interval():
+    """For many even values the bootstrap and the t interval agree within 3 %."""
+    from scipy.stats import t
+
+    x = np.random.default_rng(0).normal(size=60)
+    mean, low, high = interval(x, resamples=20000)
+    half = t.ppf(0.975, 59) * x.std(ddof=1) / np.sqrt(60)
+    assert abs((high - low) / (2 * half) - 1) < 0.03 and abs((high + low) / 2 - mean) < 0.03 * half
+
+
+def test_interval_is_repeatable_and_batched():
+    x = np.random.default_rng(0).normal(size=(5, 9))
+    together = np.array(interval(x))
+    np.testing.assert_array_equal(together, np.array(interval(x)))
+    np.testing.assert_allclose(together, np.array([interval(row) for row in x]).T, rtol=1e-12)
+
+
+def test_single_picture_has_no_interval():
+    mean, low, high = interval([4.0])
+    assert mean == 4 and np.isnan(low) and np.isnan(high)
+
+
+def test_tiles_are_drawn_with_their_picture():
+    """Cutting pictures into equal tiles changes no interval and no p: tiles are no evidence of their own."""
+    rows = scores(7)
+    many = pd.concat([rows.assign(scene=rows["scene"].str.replace("tile 0", f"tile {i}")) for i in range(6)], ignore_index=True)
+    for table in (lambda r: mean_table(r, ["ergas", "hqnr"]), lambda r: paired_table(r, "BT-H", "ergas", methods=["EXP"])):
+        pd.testing.assert_frame_equal(table(rows), table(many))
+
+
+# ---------------------------------------------------------------- tests
+
+def enumerate_p(d: np.ndarray) -> float:
+    means = np.array([(d * s).mean() for s in itertools.product((-1, 1), repeat=len(d))])
+    return float((np.abs(means) >= abs(d.mean()) - 1e-12).mean())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-10, 10).map(lambda v: round(v, 3)), min_size=2, max_size=8))
+def test_permutation_test_is_exact(values):
+    d = np.array(values)
+    assert np.isclose(sign_flip_p(d), enumerate_p(d))
+    assert np.isclose(sign_flip_p(-d), sign_flip_p(d)) and np.isclose(sign_flip_p(1000 * d), sign_flip_p(d))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 8])
+def test_smallest_p(n):
+    """All differences agree: the floor of both tests."""
+    d = np.linspace(1, 2, n)
+    assert np.isclose(sign_flip_p(d), smallest_p(n)) and np.isclose(wilcoxon(d).pvalue, smallest_p(n))
+    assert too_few(n) == (smallest_p(n) > 0.05)
+    assert np.isclose(attainable_level(n), min(0.95, 1 - smallest_p(n)))
+
+
+def test_one_picture_tests_nothing():
+    assert sign_flip_p([3.0]) == 1 and too_few(1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_by_its_definition(p):
+    """A hypothesis is rejected at a level exactly if the step-down procedure rejects it; order does not matter."""
+    p, corrected = np.array(p), holm(p)
+    assert (corrected >= p - 1e-15).all() and (corrected <= 1).all()
+    for level in (0.01, 0.05, 0.2):
+        rejected = set()
+        for step, i in enumerate(np.argsort(p, kind="stable")):
+            if p[i] * (len(p) - step) > level:
+                break
+            rejected.add(int(i))
+        assert rejected == set(np.flatnonzero(corrected <= level).tolist())
+    np.testing.assert_allclose(holm(p[::-1]), corrected[::-1])
+
+
+def test_paired_table_finds_what_was_put_in():
+    """On twelve pictures: better, worse and equal methods are told apart, with the sign of each index."""
+    table = paired_table(scores(12), "GSA", "ergas").set_index("method")
+    assert table.loc["BT-H", "p"] < 0.05 and table.loc["BT-H", "won"] == 12 and table.loc["BT-H", "high"] < 0 < table.loc["BT-H", "gain_low"]
+    assert table.loc["EXP", "p"] < 0.05 and table.loc["EXP", "won"] == 0 and table.loc["EXP", "low"] > 0 > table.loc["EXP", "gain_high"]
+    assert table.loc["net zero-shot", "p"] > 0.05 and table.loc["net zero-shot", "low"] < 0 < table.loc["net zero-shot", "high"]
+    higher = paired_table(scores(12), "GSA", "q2n").set_index("method")
+    assert higher.loc["BT-H", "difference"] > 0 and higher.loc["BT-H", "won"] == 12 and higher.loc["BT-H", "gain"] > 0
+    assert paired_table(scores(12), "GSA", "psnr_db")["gain"].isna().all()
+
+
+def test_gain_is_relative():
+    rows = scores(4)
+    a, b = (rows[(rows["method"] == m) & (rows["resolution"] == "reduced")]["ergas"].to_numpy() for m in ("BT-H", "EXP"))
+    assert np.isclose(gain(rows, "BT-H", "EXP")[0], (1 - a / b).mean())
+
+
+def test_satellites_and_seeds_are_no_pictures():
+    """A picture on six satellites, scored with two seeds, is one picture."""
+    rows = scores(3, sensors=("QB", "WV2", "GF2"))
+    assert len(paired(rows, "EXP", "GSA", "ergas")) == 3 and len(picture_scores(pd.concat([rows, rows]), "hqnr")) == 3
+
+
+def test_missing_scores_are_left_out_by_pair():
+    rows = scores(4)
+    rows.loc[(rows["method"] == "GSA") & rows["scene"].str.startswith("p0"), "ergas"] = np.nan
+    table = paired_table(rows, "BT-H", "ergas").set_index("method")
+    assert table.loc["GSA", "n"] == 3 and table.loc["EXP", "n"] == 4
+
+
+# ---------------------------------------------------------------- ranks
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 8), st.integers(2, 6), st.integers(0, 999))
+def test_concordance_is_friedmans(k, m, seed):
+    """W = chi2 / (m (k - 1)), with ties; and for untied pairs of rankings W = (1 + Spearman's rho) / 2."""
+    ranks = pd.DataFrame(np.random.default_rng(seed).integers(1, 4, (k, m)))
+    if (ranks.nunique() > 1).all():
+        assert np.isclose(concordance(ranks), friedmanchisquare(*ranks.to_numpy()).statistic / (m * (k - 1)))
+    a, b = (np.random.default_rng(seed + i).permutation(k) for i in (1, 2))
+    assert np.isclose(concordance(pd.DataFrame({"a": a, "b": b})), (1 + np.corrcoef(a, b)[0, 1]) / 2)
+
+
+def test_ranks_follow_the_direction_of_each_index():
+    ranks = rank_table(scores(5), list(BETTER))
+    assert ranks.loc["BT-H", ["ergas", "q2n", "psnr_db", "sam_deg"]].tolist() == [1] * 4 and ranks.loc["EXP", ["ergas", "q2n"]].tolist() == [7, 7]
+    assert ranks.loc["EXP", "hqnr"] < ranks.loc["BT-H", "hqnr"], "made so: the indices disagree"
+    tau = rank_tau(ranks)
+    assert np.isclose(tau.loc["ergas", "hqnr"], kendalltau(ranks["ergas"], ranks["hqnr"]).statistic) and (np.diag(tau) == 1).all()
+    assert (ranks["d_s"] == ranks["d_s"].iloc[0]).all(), "ties share the mean rank"
+
+
+def test_order_of_rows_does_not_matter():
+    rows = scores(5)
+    other = rows.sample(frac=1, random_state=0)
+    a, b = (mean_table(r, ["ergas"]).set_index("method").sort_index() for r in (rows, other))
+    pd.testing.assert_frame_equal(a[["mean", "n"]], b[["mean", "n"]])
+    pd.testing.assert_frame_equal(rank_table(rows, ["ergas", "hqnr"]).sort_index(), rank_table(other, ["ergas", "hqnr"]).sort_index())
+
+
+# ---------------------------------------------------------------- what is refused
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: interval([]), "shape (0,)"),
+    (lambda: interval([1.0, np.inf]), "1 finite"),
+    (lambda: picture_scores(scores(2), "ssim"), "there are: sam_deg, ergas"),
+    (lambda: paired(scores(2), "PCA", "EXP", "ergas"), "'PCA'"),
+    (lambda: paired(scores(2), "GSA", "EXP", "psnr_db", relative=True), "dB"),
+    (lambda: rank_table(scores(2).query("method == 'EXP'"), ["ergas"]), "got 1"),
+])
+def test_wrong_input_is_explained(call, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+# ---------------------------------------------------------------- in the reports
+
+def text(style) -> str:
+    return re.sub(r"<[^>]+>", " ", style.to_html().split("</style>")[1])
+
+
+@pytest.mark.parametrize("pictures", [1, 3, 12])
+def test_report_tables(pictures):
+    """Every mean has its interval, every method its comparison, and p only where it can mean something."""
+    rows = scores(pictures, sensors=("QB", "WV2"))
+    for resolution, columns in (("reduced", 4), ("full", 3)):
+        means, differences = text(score_table(rows, resolution)), text(comparison_table(rows, resolution))
+        assert len(re.findall(r"\[-?\d+\.\d+, ", means)) == (0 if pictures == 1 else 7 * columns)
+        assert "from BT-H, the best classical method" in differences and f"{pictures} picture" in differences
+        assert ("n too small" in differences) == (pictures < 12) and ("Holm over 6 methods" in differences) == (pictures == 12)
+        assert ("no interval" in means) == (pictures == 1) and ("75 times in 100" in means) == (pictures == 3) and ("95 %" in means) == (pictures == 12)
+    assert "1 is best" in text(rank_style(rows)) and "Kendall's W" in rank_words(rows)
+    words = answers(rows, ["net"], resamples=99)
+    assert ("**yes**" in words) == (pictures == 12) and ("n is too small" in words) == (pictures < 12)
+    assert "does not beat" in verdict(rows) and f"of {pictures} pictures" in verdict(rows)
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no results yet")
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
+def test_means_equal_the_committed_ones(path):
+    """The tables show the means that the stage adapt wrote."""
+    rows, wanted = load_table(path), json.loads(path.with_suffix(".json").read_text())
+    for resolution, methods in wanted.items():
+        table = mean_table(rows, scored_indices(rows, resolution)).set_index(["method", "index"])
+        for (method, index), row in table.iterrows():
+            assert np.isclose(row["mean"], methods[method][index], rtol=1e-5)
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no results yet")
+def test_committed_results_have_too_few_pictures_for_a_p():
+    """Eighteen scenes of six satellites are three pictures."""
+    paths = [p for p in COMMITTED if not p.stem.endswith("-real")]
+    table = paired_table(pd.concat([load_table(p) for p in paths]), "MTF-GLP-FS", "ergas")
+    assert (table["p"].isna() == [too_few(n, len(table)) for n in table["n"]]).all()
