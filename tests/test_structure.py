@@ -1,5 +1,6 @@
 """The repository keeps its promises: package and notebooks in step, notebooks clean, nothing heavy or foreign in it."""
 
+import ast
 import configparser
 import json
 import re
@@ -83,3 +84,79 @@ def test_no_paths_of_a_machine():
         if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".ini", ".toml", ".txt", ".cff", ".lock", ".csv"} and path != Path(__file__):
             found = bad.search(path.read_text(errors="ignore"))
             assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+# ---------------------------------------------------------------- rooms: what keeps the code easy to live in
+
+PACKAGE = ROOT / "pansharp_study"
+MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
+           for p in sorted(PACKAGE.rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")}
+LIBRARY = [p for p in NOTEBOOKS if p.parent.name not in ("stages", "results", "tutorials") and p.stem != "index"]
+
+
+def exports(notebook: Path) -> str | None:
+    """The module that a notebook is exported to, if any."""
+    found = re.search(r"#\| default_exp ([\w.]+)", "".join(code(c) + "\n" for c in json.loads(notebook.read_text())["cells"]))
+    return found[1] if found else None
+
+
+def imported(name: str) -> set[str]:
+    """Modules of the package that a module imports, anywhere in its text."""
+    package, found = tuple(name.split(".")[:-1]), set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("pansharp_study")):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            named = (node.module or "").split(".")[0 if node.level else 1 :]
+            base = [*start, *filter(None, named)]
+            for alias in node.names:
+                longer = ".".join([*base, alias.name])
+                found.add(longer if longer in MODULES else ".".join(base))
+    return found & set(MODULES)
+
+
+def test_reading_order_is_the_order_of_dependency():
+    """A notebook's number is larger than those of all notebooks that its module imports: imports go one way."""
+    number = {exports(p): p.name.partition("_")[0] for p in LIBRARY}
+    assert set(MODULES) == set(number), "one notebook, one module"
+    assert len(set(number.values())) == len(number), "each number is given once"
+    for name in MODULES:
+        for other in imported(name):
+            assert number[other] < number[name], f"{name} ({number[name]}) imports {other} ({number[other]})"
+
+
+@pytest.mark.parametrize("notebook", LIBRARY, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_notebook_lies_beside_its_module(notebook):
+    """Folders of notebooks are the sub-packages, names say the same word; `metrics` and `classical` are the public modules."""
+    name = exports(notebook)
+    assert notebook.stem.partition("_")[2] == name.rpartition(".")[2]
+    if name not in ("core", "metrics", "classical"):
+        assert notebook.parent.name == name.partition(".")[0]
+
+
+@pytest.mark.parametrize("notebook", LIBRARY, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_notebook_has_one_subject(notebook):
+    """At most 50 cells, and no exported cell above 40 lines."""
+    cells = json.loads(notebook.read_text())["cells"]
+    assert len(cells) <= 50, f"{len(cells)} cells"
+    for cell in cells:
+        if re.match(r"#\|\s*export", code(cell)):
+            lines = code(cell).strip().split("\n")
+            assert len(lines) - 1 <= 40, f"{len(lines) - 1} lines from {lines[1]!r} on"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_short(name):
+    """At most 450 lines."""
+    assert len(MODULES[name].read_text().split("\n")) <= 450
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_thing_per_line(name):
+    """No more than three names in one assignment of a tuple; no import by a string."""
+    tree = ast.parse(MODULES[name].read_text())
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        for target in targets:
+            if isinstance(target, ast.Tuple):
+                assert len(target.elts) <= 3, f"line {node.lineno}: {ast.unparse(target)}"
+        assert not (isinstance(node, ast.Import) and any(a.name == "importlib" for a in node.names)), "importlib"
