@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'OTHERS', 'WORDS', 'KEYS', 'plain_name', 'named_sensors', 'find_sensor', 'role', 'assign', 'check_level',
-           'band_order', 'SceneFiles', 'check_band_names', 'read_files', 'check_shape']
+           'band_order', 'SceneFiles', 'check_band_names', 'check_shape', 'read_files']
 
 # %% ../../nbs/scenes/13_names.ipynb #2c9238c7
 import re
@@ -21,44 +21,55 @@ from .scene import make_scene
 
 # %% ../../nbs/scenes/13_names.ipynb #6df423da
 SPELLINGS = {
-    "WV2": "wv ?0?2|world ?view ?0?2|w2", "WV3": "wv ?0?3|world ?view ?0?3|w3", "WV4": "wv ?0?4|world ?view ?0?4|w4|geo ?eye ?2",
-    "QB": "qb ?2?|quick ?bird(?: ?2)?", "IKONOS": "ikonos(?: ?2)?|ik", "GE1": "ge ?0?1|geo ?eye(?: ?1)?|ge", "GF2": "gf ?0?2|gao ?fen ?0?2",
-    "PL1B": "pleiades(?: ?1b)?|pl ?1b", "SPOT6": "spot ?0?6",
+    "WV2": "wv ?0?2|world ?view ?0?2|w2", "WV3": "wv ?0?3|world ?view ?0?3|w3",
+    "WV4": "wv ?0?4|world ?view ?0?4|w4|geo ?eye ?2",
+    "QB": "qb ?2?|quick ?bird(?: ?2)?", "IKONOS": "ikonos(?: ?2)?|ik", "GE1": "ge ?0?1|geo ?eye(?: ?1)?|ge",
+    "GF2": "gf ?0?2|gao ?fen ?0?2", "PL1B": "pleiades(?: ?1b)?|pl ?1b", "SPOT6": "spot ?0?6",
 }
-OTHERS = ("gf ?0?[13-9]|gao ?fen ?0?[13-9]|spot ?0?[1-57]|s7|pleiades ?1a|pl|landsat ?\\d|lc ?0?8|sentinel ?2|jilin ?\\d*|super ?view ?\\d*|world ?view ?0?1")
+OTHERS = (  # satellites without a sensor here
+    "gf ?0?[13-9]|gao ?fen ?0?[13-9]|spot ?0?[1-57]|s7|pleiades ?1a|pl|landsat ?\\d|lc ?0?8|sentinel ?2|jilin ?\\d*|"
+    "super ?view ?\\d*|world ?view ?0?1"
+)
 
 
 def plain_name(text: str) -> str:
-    "Small letters, one space between words."
-    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)).strip().lower()
+    "Lower case, one space between words."
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.sub(r"[\W_]+", " ", words).strip().lower()
 
 
 def named_sensors(
     text: str,  # the name of a file or folder
 ) -> list[str]:  # sensors it names; a leading "?" marks one that is not known here
-    "The satellites a name speaks of."
+    "List the satellites that a name mentions."
     plain, found = plain_name(text), []
-    for name, pattern in [("?", OTHERS), *SPELLINGS.items()]:  # what is not known first: "pleiades 1a" is not "pleiades"
+    for name, pattern in [("?", OTHERS), *SPELLINGS.items()]:  # unknown ones first: "pleiades 1a" is not "pleiades"
         hits = list(re.finditer(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", plain))
         found += [f"?{hit[0]}" for hit in hits] if name == "?" else [name] * bool(hits)
         for hit in hits:
             plain = plain.replace(hit[0], " . ")
     return list(dict.fromkeys(found))
 
-
+# %% ../../nbs/scenes/13_names.ipynb #af2c85eb
 def find_sensor(
     names: list[str],  # of the file and of the folders around it, the nearest first
     where: str | Path,  # for the message
 ) -> str:  # a key of SENSORS
-    "The one sensor that the names agree on."
-    spoken = [found for name in names if (found := named_sensors(name))]
-    agreed = [s for s in spoken[0] if all(s in other for other in spoken)] if spoken else []
+    "The one sensor on which the names agree."
+    mentioned = [found for name in names if (found := named_sensors(name))]
+    agreed = [s for s in mentioned[0] if all(s in other for other in mentioned)] if mentioned else []
     if len(agreed) == 1 and not agreed[0].startswith("?"):
         return agreed[0]
     if len(agreed) == 1:
-        raise ValueError(f"{where} is named after {agreed[0][1:]!r}, which is none of the sensors known here ({', '.join(SENSORS)}): pass sensor= the one whose bands and MTF may serve for it, or a Sensor")
-    said = ", ".join(dict.fromkeys(s.lstrip("?") for found in spoken for s in found))
-    raise ValueError(f"{where}: its name and folders speak of {said or 'no sensor'}{', which is ambiguous' if said else ''}: pass sensor= one of {', '.join(SENSORS)}")
+        raise ValueError(
+            f"{where} is named after {agreed[0][1:]!r}, which is none of the sensors known here "
+            f"({', '.join(SENSORS)}): pass sensor= the one whose bands and MTF may serve for it, or a Sensor"
+        )
+    said = ", ".join(dict.fromkeys(s.lstrip("?") for found in mentioned for s in found))
+    raise ValueError(
+        f"{where}: its name and folders mention {said or 'no sensor'}{', which is ambiguous' if said else ''}: "
+        f"pass sensor= one of {', '.join(SENSORS)}"
+    )
 
 # %% ../../nbs/scenes/13_names.ipynb #de33a20d
 WORDS = "ms_lr|lrms|mul|mss|ms|lr|pan|gt|hr|ref"
@@ -70,11 +81,12 @@ _IN_FOLDER = re.compile(rf"^(?P<word>{WORDS})(_\d+|_?npy|_?mat|_?tif)?$", re.I)
 def role(
     path: Path,
 ) -> tuple[str, str, Path]:  # a word of WORDS or "", what is left of the name, the folder of the scene
-    "What a file is to its scene."
+    "Tell what a file is to its scene."
     held = _IN_FOLDER.match(path.parent.name)
     folder = path.parent.parent if held else path.parent
     if named := _IN_NAME.match(path.stem):
-        return named["word"].lower(), (named["head"].strip("_-. ") + (named["tail"] or "")).strip("_-. "), folder
+        rest = named["head"].strip("_-. ") + (named["tail"] or "")
+        return named["word"].lower(), rest.strip("_-. "), folder
     return held["word"].lower() if held else "", path.stem, folder
 
 
@@ -83,15 +95,18 @@ def assign(
 ) -> dict:  # "ms", "pan" and perhaps "gt" -> path
     "Turn the words of one scene's files into roles."
     left = dict(files)
-    some = next(iter(files.values()))
     reduced = [left.pop(word) for word in ("ms_lr", "lrms", "lr") if word in left]
     native = [left.pop(word) for word in ("ms", "mul", "mss") if word in left]
     truth = [left.pop(word) for word in ("gt", "hr", "ref") if word in left]
     if reduced and native and not truth and "mul" in files:
         truth, native = native, []
     ms = reduced or native
-    if len(ms) != 1 or "pan" not in files or len(truth) > 1 or (reduced and native and "ms_lr" not in files):
-        raise ValueError(f"{some}: want one MS and one PAN, and at most one reference, beside each other; found {', '.join(sorted(p.name for p in files.values()))}: name the files ..._MS, ..._PAN, ..._GT")
+    ambiguous = reduced and native and "ms_lr" not in files
+    if len(ms) != 1 or "pan" not in files or len(truth) > 1 or ambiguous:
+        raise ValueError(
+            f"{next(iter(files.values()))}: want one MS and one PAN, and at most one reference, beside each other; "
+            f"found {', '.join(sorted(p.name for p in files.values()))}: name the files ..._MS, ..._PAN, ..._GT"
+        )
     return {"ms": ms[0], "pan": files["pan"], **({"gt": truth[0]} if truth else {})}
 
 # %% ../../nbs/scenes/13_names.ipynb #4fa9f283
@@ -99,36 +114,46 @@ def check_level(
     images: dict,  # name of the file and variable -> values
     sensor: Sensor,
     *,
-    upper: bool = True,  # look at the upper end, too
+    upper: bool = True,  # check the upper end, too
 ):
-    "Values must be DN on the scale of the sensor."
-    tops = {where: float(x.max()) for where, x in images.items()}
-    for where, top in tops.items():
+    "Raise a `ValueError` unless values are DN on the scale of the sensor."
+    largest = {where: float(x.max()) for where, x in images.items()}
+    for where, top in largest.items():
         if top <= 2:
-            raise ValueError(f"{where}: values reach {top:g}, so the scale is [0,1] or the image empty; indices want DN: pass scale={sensor.peak} for {sensor.name}, or the number the files were divided by")
-    where, top = max(tops.items(), key=lambda item: item[1])
-    if not upper:
-        return
-    if top > 2 * sensor.peak:
-        raise ValueError(f"{where}: values reach {top:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): pass scale= what brings them there, or dataclasses.replace(sensor, bits={int(np.ceil(np.log2(top + 1)))})")
-    if top > sensor.peak:
-        warnings.warn(f"{where}: values reach {top:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are", stacklevel=4)
+            raise ValueError(
+                f"{where}: values reach {top:g}, so the scale is [0,1] or the image empty; indices want DN: "
+                f"pass scale={sensor.peak} for {sensor.name}, or the number the files were divided by"
+            )
+    where, top = max(largest.items(), key=lambda item: item[1])
+    if upper and top > 2 * sensor.peak:
+        raise ValueError(
+            f"{where}: values reach {top:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): pass scale= "
+            f"what brings them there, or dataclasses.replace(sensor, bits={int(np.ceil(np.log2(top + 1)))})"
+        )
+    if upper and top > sensor.peak:
+        warnings.warn(
+            f"{where}: values reach {top:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are",
+            stacklevel=4,
+        )
 
 
 def band_order(
     order,  # names of the bands as the files hold them; None: by wavelength
     sensor: Sensor,
 ) -> list[int]:  # where each band of the sensor lies
-    "How to sort the bands by wavelength."
+    "Indices that sort the bands by wavelength."
     order = tuple(order.split(",")) if isinstance(order, str) else tuple(order or sensor.bands)
     if sorted(order) != sorted(sensor.bands):
-        raise ValueError(f"order {','.join(order)} should name each band of {sensor.name} once: {','.join(sensor.bands)}, in the order of the files")
+        raise ValueError(
+            f"order {','.join(order)} should name each band of {sensor.name} once: {','.join(sensor.bands)}, "
+            "in the order of the files"
+        )
     return [order.index(band) for band in sensor.bands]
 
 # %% ../../nbs/scenes/13_names.ipynb #721255f9
 @dataclass(frozen=True)
 class SceneFiles:
-    "Where one scene lies; nothing of it has been read."
+    "Where the images of one scene lie; nothing has been read."
 
     name: str
     layout: str
@@ -143,8 +168,9 @@ class SceneFiles:
 
     @property
     def tif_pair(self) -> bool:
-        "Whether `geotiff.read_pair` can read it, which keeps what GeoTIFFs know of place and nodata."
-        return self.resolution == "full" and all(Path(path).suffix.lower() in (".tif", ".tiff") for path, _, _ in self.images.values())
+        "Whether `geotiff.read_pair` can read it, which keeps georeference and nodata."
+        kinds = {Path(path).suffix.lower() for path, _, _ in self.images.values()}
+        return self.resolution == "full" and kinds <= {".tif", ".tiff"}
 
     def label(self, kind: str) -> str:
         "File and variable of an image, for messages."
@@ -152,13 +178,13 @@ class SceneFiles:
         key = pick_key(path, key) if key else ""
         return f"{path}{f', {key}' if key else ''}{'' if index is None else f', tile {index}'}"
 
-
+# %% ../../nbs/scenes/13_names.ipynb #c27dd3cd
 def check_band_names(
     path: str | Path,  # GeoTIFF
     sensor: Sensor,
     order=None,  # see band_order
 ):
-    "Bands that are named must be in the order expected."
+    "Raise a `ValueError` if the file names its bands in another order than expected."
     import rasterio
 
     with warnings.catch_warnings():
@@ -167,35 +193,9 @@ def check_band_names(
             names = tuple(raster.descriptions)
     want = tuple(np.array(sensor.bands)[np.argsort(band_order(order, sensor))])
     if sorted(map(str, names)) == sorted(sensor.bands) and names != want:
-        raise ValueError(f"{path}: its bands are named {','.join(names)}, expected {','.join(want)}: pass order={','.join(names)!r}")
-
-# %% ../../nbs/scenes/13_names.ipynb #9dd0811e
-def read_files(
-    scene: SceneFiles,
-    *,
-    order=None,  # see band_order
-    scale: float = 1.0,  # multiplies every value: the peak of the sensor for files on [0,1]
-    phase: float | None = None,  # of the MS grid, PAN pixels; None: half the ratio
-    nodata: float | None = None,  # of GeoTIFF pairs, see data.read_pair
-):  # xarray.Dataset, see data.make_scene
-    "Read, check and label one scene."
-    sensor, at = scene.sensor, band_order(order, scene.sensor)
-    for kind, (path, _, _) in scene.images.items():
-        if kind != "pan" and Path(path).suffix.lower() in (".tif", ".tiff"):
-            check_band_names(path, sensor, order)
-    facts = {"acquisition": scene.acquisition or "unknown", "resolution": scene.resolution, "layout": scene.layout} | ({} if phase is None else {"phase": phase})
-    if scene.tif_pair and scale == 1:
-        out = read_pair(scene.images["ms"][0], scene.images["pan"][0], sensor=sensor, nodata=nodata)
-        check_level({scene.label(kind): out[kind].to_numpy() for kind in ("ms", "pan")}, sensor, upper=False)  # read_pair has looked there
-        out["ms"] = (out["ms"].dims, out["ms"].to_numpy()[at])
-        return out.assign_attrs({"name": scene.name, **facts})
-    arrays = {kind: read_array(path, key, index=index, bands=1 if kind == "pan" else sensor.n_bands) for kind, (path, key, index) in scene.images.items()}
-    for kind, x in arrays.items():
-        check_shape(scene, kind, x, arrays["ms"])
-        arrays[kind] = (x if kind == "pan" else x[at]) * np.float32(scale)
-    check_level({scene.label(kind): x for kind, x in arrays.items()}, sensor)
-    files = dict.fromkeys(Path(path).name for path, _, _ in scene.images.values())
-    return make_scene(arrays["ms"], arrays["pan"], gt=arrays.get("gt"), sensor=sensor, name=scene.name, simulated=False, source=" + ".join(files), **facts)
+        raise ValueError(
+            f"{path}: its bands are named {','.join(names)}, expected {','.join(want)}: pass order={','.join(names)!r}"
+        )
 
 
 def check_shape(
@@ -204,11 +204,53 @@ def check_shape(
     values: np.ndarray,  # (C,H,W)
     ms: np.ndarray,  # (C,h,w)
 ):
-    "Bands and size must be those of the sensor."
+    "Raise a `ValueError` unless bands and size are those of the sensor."
     sensor, ratio = scene.sensor, 1 if kind == "ms" else scene.sensor.ratio
     want = (1 if kind == "pan" else sensor.n_bands, ms.shape[1] * ratio, ms.shape[2] * ratio)
     if values.shape[0] != want[0]:
-        usual = [b for b in sensor.bands if b in ("B", "G", "R", "NIR", "NIR1")]
-        raise ValueError(f"{scene.label(kind)}: {values.shape[0]} bands, but {sensor.name} has {want[0]} here: pass sensor= with the bands it has, such as \"{sensor.name.split(':')[0]}:{','.join(usual)}\", or the right sensor")
+        usual = ",".join(b for b in sensor.bands if b in ("B", "G", "R", "NIR", "NIR1"))
+        raise ValueError(
+            f"{scene.label(kind)}: {values.shape[0]} bands, but {sensor.name} has {want[0]} here: pass sensor= with "
+            f"the bands it has, such as \"{sensor.name.split(':')[0]}:{usual}\", or the right sensor"
+        )
     if values.shape != want:
-        raise ValueError(f"{scene.label(kind)}: {values.shape[1]}x{values.shape[2]} pixels beside an MS of {ms.shape[1]}x{ms.shape[2]}: with ratio {sensor.ratio} of {sensor.name} it must be {want[1]}x{want[2]}; crop both to the same area, or name the right sensor")
+        raise ValueError(
+            f"{scene.label(kind)}: {values.shape[1]}x{values.shape[2]} pixels beside an MS of "
+            f"{ms.shape[1]}x{ms.shape[2]}: with ratio {sensor.ratio} of {sensor.name} it must be {want[1]}x{want[2]}; "
+            "crop both to the same area, or name the right sensor"
+        )
+
+# %% ../../nbs/scenes/13_names.ipynb #9dd0811e
+def read_files(
+    scene: SceneFiles,
+    *,
+    order=None,  # see band_order
+    scale: float = 1.0,  # multiplies every value: the peak of the sensor for files on [0,1]
+    phase: float | None = None,  # of the MS grid, PAN pixels; None: half the ratio
+    nodata: float | None = None,  # of GeoTIFF pairs, see geotiff.read_pair
+):  # xarray.Dataset, see scene.make_scene
+    "Read, check and label one scene."
+    sensor, at = scene.sensor, band_order(order, scene.sensor)
+    for kind, (path, _, _) in scene.images.items():
+        if kind != "pan" and Path(path).suffix.lower() in (".tif", ".tiff"):
+            check_band_names(path, sensor, order)
+    facts = {"acquisition": scene.acquisition or "unknown", "resolution": scene.resolution, "layout": scene.layout}
+    facts |= {} if phase is None else {"phase": phase}
+    if scene.tif_pair and scale == 1:
+        out = read_pair(scene.images["ms"][0], scene.images["pan"][0], sensor=sensor, nodata=nodata)
+        levels = {scene.label(kind): out[kind].to_numpy() for kind in ("ms", "pan")}
+        check_level(levels, sensor, upper=False)  # read_pair has checked the upper end
+        out["ms"] = (out["ms"].dims, out["ms"].to_numpy()[at])
+        return out.assign_attrs({"name": scene.name, **facts})
+    arrays = {}
+    for kind, (path, key, index) in scene.images.items():
+        arrays[kind] = read_array(path, key, index=index, bands=1 if kind == "pan" else sensor.n_bands)
+    for kind, x in arrays.items():
+        check_shape(scene, kind, x, arrays["ms"])
+        arrays[kind] = (x if kind == "pan" else x[at]) * np.float32(scale)
+    check_level({scene.label(kind): x for kind, x in arrays.items()}, sensor)
+    source = " + ".join(dict.fromkeys(Path(path).name for path, _, _ in scene.images.values()))
+    return make_scene(
+        arrays["ms"], arrays["pan"], gt=arrays.get("gt"), sensor=sensor, name=scene.name, simulated=False,
+        source=source, **facts,
+    )

@@ -37,7 +37,7 @@ def offline(monkeypatch):
     def forbidden(*_):
         raise AssertionError("something was fetched")
 
-    monkeypatch.setattr(catalog, "_download", forbidden)
+    monkeypatch.setattr(catalog, "download_file", forbidden)
 
 
 @pytest.fixture

@@ -318,8 +318,8 @@ def test_one_tile_at_a_time(tmp_path, layout, monkeypatch):
     """Listing reads no pixel; walking holds one scene, and its memory does not grow with the number of tiles."""
     tiles, size = 20, 128
     nbu(tmp_path, tiles, size=size) if layout == "nbu" else stack(tmp_path / "qb.h5", tiles, size=size)
-    reads, stored = [], formats._stored
-    monkeypatch.setattr(formats, "_stored", lambda *a: reads.append(a) or stored(*a))
+    reads, stored = [], formats.stored_array
+    monkeypatch.setattr(formats, "stored_array", lambda *a: reads.append(a) or stored(*a))
     scenes = read_scenes(tmp_path)
     assert len(scenes) == tiles and len(scenes[3:7]) == 4 and not reads
     one = sum(scenes[0][k].nbytes for k in scenes[0].data_vars)
