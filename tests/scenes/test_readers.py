@@ -304,7 +304,7 @@ def test_what_is_no_scene(tmp_path):
     mat(tmp_path / "b" / "QB.mat", 5, I_MS=hwc(x["ms"]))
     one_line(lambda: read_scenes(tmp_path / "b"), "QB.mat", "I_PAN", "I_MS")
     stack(tmp_path / "c" / "qb.h5", 2, kinds=("ms",))
-    one_line(lambda: read_scenes(tmp_path / "c"), "qb.h5", "'pan'")
+    one_line(lambda: read_scenes(tmp_path / "c"), "qb.h5", "imgPAN")
     for tag, kind in (("lr", "ms"), ("ms", "ms"), ("pan", "pan")):
         tif(tmp_path / "d" / f"QB_{tag}.tif", x[kind])
     one_line(lambda: read_scenes(tmp_path / "d"), "QB_lr.tif", "QB_ms.tif")
