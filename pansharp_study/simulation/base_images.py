@@ -144,7 +144,7 @@ def zoom_range(
     "The scales at which pictures of a corpus are decoded."
     return min(params["zoom"]), max(params["zoom"])
 
-# %% ../../nbs/simulation/56_base_images.ipynb #26c7ed6b
+# %% ../../nbs/simulation/56_base_images.ipynb #1312e59a
 def corpus_pictures(
     params: dict,  # params.yaml, synthesize_pairs
     seed: int,
@@ -240,7 +240,7 @@ class BaseImages:
     library: tuple  # material spectra and their groups, of bands.spectra_for
     from_corpus: int = 0  # how many pictures at the end come from a corpus
 
-# %% ../../nbs/simulation/56_base_images.ipynb #2d680f7d
+# %% ../../nbs/simulation/56_base_images.ipynb #8c9dccc4
 def load_base_images(
     found: dict | str | Path,  # of make_base_images, or its file
     device: str | torch.device = "cpu",

@@ -60,7 +60,7 @@ def observe(
     ms, pan = blurred(x, sensor.mtf_ms, sensor.ratio), blurred(pan, [sensor.mtf_pan])
     return {"ms": detected(ms), "pan": detected(pan), "gt": quantise(x, sensor.peak)}
 
-# %% ../../nbs/simulation/60_benchmark_scenes.ipynb #7ce3474b
+# %% ../../nbs/simulation/60_benchmark_scenes.ipynb #a63c16f5
 def make_scenes(
     name: str,  # one of params.yaml, targets
     params: dict,  # all of params.yaml

@@ -27,9 +27,9 @@ OBJECT = np.dtype(
         "slope",               # relative change of brightness from the centre to the end
         "grain", "fine",       # strength of the texture, fraction of it that is white noise (the rest is 1/f)
         "rows", "period",      # strength and period (pixels) of stripes along u
-        "mix",                 # fraction covered by the second material, in stripes where there are any, else in patches
+        "mix",                 # fraction covered by the second material, in stripes if there are any, else in patches
     )]
-    + [(name, "u1") for name in ("label", "label2", "zone")]  # two materials; objects stand only on ground of their zone
+    + [(name, "u1") for name in ("label", "label2", "zone")]  # two materials; the ground on which it may stand
     + [(name, "?") for name in ("round", "hip")]  # an ellipse, not a rectangle; a hipped roof
 )
 
@@ -224,7 +224,7 @@ def _domed(table: dict, who, u, v, sun: Sun):
     up = 0.4 + 0.6 * np.sqrt(np.clip(1 - u * u - v * v, 0, 1))
     return 1 + table["dome"][who] * (up - 1 + 0.45 * sun.cotangent * (u * toward_u + v * toward_v)), up
 
-# %% ../../nbs/simulation/52_painter.ipynb #752478e0
+# %% ../../nbs/simulation/52_painter.ipynb #eeb0b1f4
 def relief(
     owner: np.ndarray,  # (S,S) object of each pixel
     table: dict,  # columns of objects
@@ -266,7 +266,7 @@ def render(
 
 # %% ../../nbs/simulation/52_painter.ipynb #6bbf26d1
 ROLES = np.array(
-    # role, group, labels; texture: strength, fraction of white noise; spread of brightness; patches of a second material, its role
+    # role, group, labels; texture: strength, fraction of white noise; spread of brightness; second material: share, role
     [("road", 3, 2, 0.08, 0.5, 0.12, 0.00, "paved"),
      ("paved", 3, 3, 0.12, 0.5, 0.20, 0.04, "grass"),
      ("roof", 3, 8, 0.08, 0.4, 0.30, 0.00, "paved"),

@@ -48,7 +48,7 @@ def save_pairs(
     save_file({k: v.contiguous() for k, v in pool.items()}, temporary)
     os.replace(temporary, path)
 
-# %% ../../nbs/simulation/59_pool.ipynb #ea257ff8
+# %% ../../nbs/simulation/59_pool.ipynb #3e2636ed
 def load_pairs(
     path: str | Path,
     *,
@@ -116,7 +116,7 @@ def write_pool(
         written.append(pairs_path(bands))
     return written
 
-# %% ../../nbs/simulation/59_pool.ipynb #231c64bb
+# %% ../../nbs/simulation/59_pool.ipynb #285fa7d0
 def main(
     argv: list[str] | None = None,
 ):

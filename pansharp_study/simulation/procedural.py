@@ -91,7 +91,7 @@ def with_material(
     out["wide"] += wider
     return out
 
-# %% ../../nbs/simulation/54_procedural.ipynb #3443693c
+# %% ../../nbs/simulation/54_procedural.ipynb #cd9a551f
 def crossings(
     size: int,  # S, pixels
     gsd: float,  # metres per pixel
@@ -169,7 +169,7 @@ def place(
     placed = np.concatenate([placed, clutter(roofs, gsd, rng)])
     return stamp(owner, placed, first=len(ground)), np.concatenate([ground, placed])
 
-# %% ../../nbs/simulation/54_procedural.ipynb #832c0735
+# %% ../../nbs/simulation/54_procedural.ipynb #f0c11b37
 def town(
     size: int,  # S, pixels
     rng: np.random.Generator,
@@ -196,7 +196,7 @@ def parcels(
     size: int,  # S, pixels
     gsd: float,  # metres per pixel
     rng: np.random.Generator,
-) -> tuple:  # cell (S,S), distance to the nearest cut (S,S) px, which cut (S,S), angle of each cell (n,), number of cuts
+) -> tuple:  # cell (S,S), distance to the nearest cut (S,S) px, its number (S,S), angle of cells (n,), number of cuts
     "Cut the plane repeatedly by lines; half of all planes are warped."
     warp = 0.02 * size * (rng.random() < 0.5) * pink(size, rng, exponent=2.0)
     y, x = (t.astype("f4") + w for t, w in zip(np.indices((size, size), sparse=True), (warp, warp.T)))

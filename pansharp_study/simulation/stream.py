@@ -18,7 +18,7 @@ from pansharp_study.simulation.base_images import (
 )
 from .pairs import PAIR_KEYS, simulate_pairs
 
-# %% ../../nbs/simulation/58_stream.ipynb #8d0f7ff4
+# %% ../../nbs/simulation/58_stream.ipynb #1f9ff8f2
 def simulate_batches(
     base_images: BaseImages,
     bands: tuple,  # numbers of bands, which take turns: step k has bands[k % len(bands)]
@@ -37,7 +37,7 @@ def simulate_batches(
         made |= {step: {k: pairs[k][at] for k in PAIR_KEYS} for step, at in zip(mine, order.split(batch))}
     return made
 
-# %% ../../nbs/simulation/58_stream.ipynb #d5348225
+# %% ../../nbs/simulation/58_stream.ipynb #7fe20afb
 def check_state(
     state: dict,  # of a checkpoint
     own: dict,  # of this stream
@@ -95,7 +95,7 @@ class Stream:
     def close(self):
         "End the processes that decode: here there are none."
 
-# %% ../../nbs/simulation/58_stream.ipynb #4e1a3382
+# %% ../../nbs/simulation/58_stream.ipynb #84bcd6bb
 @dataclass
 class CorpusStream(Stream):
     "A stream of which some pictures are replaced, step by step, by the next ones of a corpus."
@@ -136,7 +136,7 @@ class CorpusStream(Stream):
         "End the processes that decode."
         self.refill.close()
 
-# %% ../../nbs/simulation/58_stream.ipynb #58207521
+# %% ../../nbs/simulation/58_stream.ipynb #1027d774
 def append_pool(
     pictures: PackedPictures,  # three channels
     n: int,  # pictures to be added

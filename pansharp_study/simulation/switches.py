@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LIMITS', 'OPERATIONS', 'OFF', 'NEEDS', 'check_ranges', 'without', 'operations']
 
-# %% ../../nbs/simulation/55_switches.ipynb #a86e4d66
+# %% ../../nbs/simulation/55_switches.ipynb #5ce4d485
 import pandas as pd
 
 from ..optics.matrices import DOWNSAMPLINGS
 from ..scenes.samples import list_pictures
 from .bands import BAND_SOURCES
 
-# %% ../../nbs/simulation/55_switches.ipynb #5954f753
+# %% ../../nbs/simulation/55_switches.ipynb #c96792d1
 LIMITS = {  # parameter: least and greatest value of its range
     "mtf_gt": (0, 1), "mtf_pan": (0, 1), "mtf_ms": (0, 1), "mtf_gt_spread": (0, 10), "mtf_ms_spread": (0, 10),
     "anisotropy": (0.1, 10), "halo": (-0.5, 0.5), "motion_px": (0, 7), "defocus_px": (0, 5),
@@ -47,7 +47,7 @@ def check_ranges(
     if params["materials"] < 1:
         raise ValueError(f"synthesize_pairs.materials = {params['materials']}: at least one is needed")
 
-# %% ../../nbs/simulation/55_switches.ipynb #4db98cfc
+# %% ../../nbs/simulation/55_switches.ipynb #d2ea8539
 OPERATIONS = {  # where it acts: {operation: {parameter: value that switches it off}}
     "picture": {
         "zoom": {"zoom": [1.0]},
@@ -88,7 +88,7 @@ OPERATIONS = {  # where it acts: {operation: {parameter: value that switches it 
     },
 }
 
-# %% ../../nbs/simulation/55_switches.ipynb #5cbf3bb1
+# %% ../../nbs/simulation/55_switches.ipynb #ed52e612
 OFF = {name: values for part in OPERATIONS.values() for name, values in part.items()}
 NEEDS = {
     "any_material": ("procedural",),
@@ -120,7 +120,7 @@ def without(
     known = [*OFF, *BAND_SOURCES, *params["sources"], "corpus"]
     raise ValueError(f"{name!r} can't be switched off: choose from {', '.join(known)}")
 
-# %% ../../nbs/simulation/55_switches.ipynb #da9d1339
+# %% ../../nbs/simulation/55_switches.ipynb #a7aa76f9
 def _positive(value):
     "Of shares, only which of them are positive; other values as they are."
     return {key: share > 0 for key, share in value.items()} if isinstance(value, dict) else value

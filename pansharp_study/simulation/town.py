@@ -57,7 +57,7 @@ def draw_frame(
     bend = bent * rng.uniform(0.1, 0.35) / wave
     return Frame(gsd, x, y, angle, bend, wave, along=rng.uniform(0, math.pi), zone=zone)
 
-# %% ../../nbs/simulation/53_town.ipynb #a169ce19
+# %% ../../nbs/simulation/53_town.ipynb #91378a5e
 def split(
     extent,  # (2,) metres
     block,  # (2,) metres: approximate size of a block
@@ -165,7 +165,7 @@ def lots(
         "long": (length / n / 2)[b], "wide": half, "angle": np.where(lying[b], 0, math.pi / 2), "front": front,
     }
 
-# %% ../../nbs/simulation/53_town.ipynb #137dc611
+# %% ../../nbs/simulation/53_town.ipynb #933452b1
 def to_plan(
     lot: dict,  # of `lots`
     u: np.ndarray,  # (m,) metres along the street
@@ -246,7 +246,7 @@ def _wings(houses: np.ndarray) -> np.ndarray:
     wing["long"], wing["wide"] = 1.1 * houses["wide"], 0.75 * houses["wide"]
     return wing
 
-# %% ../../nbs/simulation/53_town.ipynb #15989da5
+# %% ../../nbs/simulation/53_town.ipynb #c30c7b66
 def clutter(
     roofs: np.ndarray,  # objects
     gsd: float,  # metres per pixel
@@ -319,7 +319,7 @@ def gardens(frame: Frame, lot: dict, rng: np.random.Generator) -> np.ndarray:  #
     at, u, v = scatter(lot, STYLES["trees"][lot["style"]], rng)
     return trees(frame, *to_plan(at, u, v), rng)
 
-# %% ../../nbs/simulation/53_town.ipynb #58219feb
+# %% ../../nbs/simulation/53_town.ipynb #9984a28d
 def cars(
     frame: Frame,
     x: np.ndarray,  # (n,) metres
@@ -356,13 +356,20 @@ def traffic(frame: Frame, streets: np.ndarray, rng: np.random.Generator) -> np.n
 
 # %% ../../nbs/simulation/53_town.ipynb #7ea4b867
 QUARTERS = {  # size of a block, m; jitter of the cuts; narrowest and widest street, m; shares of styles
-    "suburb": ((120, 60), 0.12, (6, 16), {"houses": 0.80, "terraces": 0.06, "park": 0.06, "parking": 0.03, "wood": 0.05}),
-    "terraces": ((110, 50), 0.08, (5, 16), {"terraces": 0.70, "old": 0.10, "houses": 0.08, "park": 0.07, "parking": 0.05}),
-    "centre": ((75, 55), 0.25, (5, 18), {"old": 0.78, "towers": 0.08, "park": 0.08, "parking": 0.06}),
-    "estate": ((130, 90), 0.15, (6, 22), {"slabs": 0.60, "towers": 0.12, "park": 0.14, "parking": 0.08, "waste": 0.06}),
-    "downtown": ((100, 80), 0.03, (10, 28), {"towers": 0.58, "old": 0.25, "parking": 0.08, "park": 0.09}),
-    "industry": ((170, 120), 0.15, (8, 20), {"sheds": 0.62, "parking": 0.12, "waste": 0.16, "wood": 0.05, "towers": 0.05}),
-    "farm": ((60, 50), 0.10, (3, 5), {"houses": 0.40, "sheds": 0.40, "wood": 0.10, "park": 0.10}),
+    "suburb":
+        ((120, 60), 0.12, (6, 16), {"houses": 0.80, "terraces": 0.06, "park": 0.06, "parking": 0.03, "wood": 0.05}),
+    "terraces":
+        ((110, 50), 0.08, (5, 16), {"terraces": 0.70, "old": 0.10, "houses": 0.08, "park": 0.07, "parking": 0.05}),
+    "centre":
+        ((75, 55), 0.25, (5, 18), {"old": 0.78, "towers": 0.08, "park": 0.08, "parking": 0.06}),
+    "estate":
+        ((130, 90), 0.15, (6, 22), {"slabs": 0.60, "towers": 0.12, "park": 0.14, "parking": 0.08, "waste": 0.06}),
+    "downtown":
+        ((100, 80), 0.03, (10, 28), {"towers": 0.58, "old": 0.25, "parking": 0.08, "park": 0.09}),
+    "industry":
+        ((170, 120), 0.15, (8, 20), {"sheds": 0.62, "parking": 0.12, "waste": 0.16, "wood": 0.05, "towers": 0.05}),
+    "farm":
+        ((60, 50), 0.10, (3, 5), {"houses": 0.40, "sheds": 0.40, "wood": 0.10, "park": 0.10}),
 }
 
 

@@ -1,20 +1,11 @@
-"""The simulation keeps its promises: seeds, ratios, registration, energy, switches, streams and clear errors."""
+"""Simulated pairs: seeds, sizes, registration, energy, switches and clear errors."""
 
-import hashlib
-import io
-import os
 import re
-import subprocess
-import sys
-import tarfile
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from pansharp_study.core import load_params, root, seeded
 from pansharp_study.optics.matrices import (
@@ -38,7 +29,6 @@ from pansharp_study.simulation.pairs import (
     simulate_pairs,
 )
 from pansharp_study.simulation.pool import make_pool
-from pansharp_study.simulation.stream import CorpusStream, Stream, append_pool, open_stream
 from pansharp_study.simulation.switches import NEEDS, OPERATIONS, operations, without
 from pansharp_study.simulation.switches import OFF as SWITCHES
 from pansharp_study.simulation.transforms import (
@@ -56,32 +46,42 @@ from pansharp_study.simulation.transforms import (
     uniform,
 )
 
-OFF = {key: value for values in SWITCHES.values() for key, value in values.items()}  # the value in brackets in params.yaml
+OFF = {
+    key: value for values in SWITCHES.values() for key, value in values.items()
+}  # the value in brackets in params.yaml
 STRONG = {  # the same effects, so strong that they can't be overlooked
-    "gamma": [2, 2], "highpass": [1, 1], "shuffle": 1, "cut_and_mix": 1, "jitter": [0.5, 2], "skylight": [0.4, 0.4], "haze": [1, 1], "pan_leak": [0.5, 0.5],
-    "pan_gamma": [1.5, 1.5], "pan_shift_px": 1.0, "band_shift_px": 1.0, "anisotropy": [2, 2], "motion_px": [3, 3], "defocus_px": [3, 3],
-    "noise_dn": [9, 9], "shot_dn": [9, 9], "stripe_dn": [5, 5], "any_material": 1, "turns": True, "pan_weights": [0, 1], "haze_last": [0.1, 0.1], "pan_haze": [1, 1],
-    "mtf_gt": [0.2, 0.2], "mtf_pan": [0.2, 0.2], "mtf_ms": [0.2, 0.2], "mtf_gt_spread": [0.5, 1], "mtf_ms_spread": [0.5, 1], "bits": [8, 8],
-    "downsampling": {"decimate": 0, "area": 1, "bilinear": 0, "bicubic": 0}, "halo": [0.3, 0.3], "mtf_known_share": 1,
+    "gamma": [2, 2],
+    "highpass": [1, 1],
+    "shuffle": 1,
+    "cut_and_mix": 1,
+    "jitter": [0.5, 2],
+    "skylight": [0.4, 0.4],
+    "haze": [1, 1],
+    "pan_leak": [0.5, 0.5],
+    "pan_gamma": [1.5, 1.5],
+    "pan_shift_px": 1.0,
+    "band_shift_px": 1.0,
+    "anisotropy": [2, 2],
+    "motion_px": [3, 3],
+    "defocus_px": [3, 3],
+    "noise_dn": [9, 9],
+    "shot_dn": [9, 9],
+    "stripe_dn": [5, 5],
+    "any_material": 1,
+    "turns": True,
+    "pan_weights": [0, 1],
+    "haze_last": [0.1, 0.1],
+    "pan_haze": [1, 1],
+    "mtf_gt": [0.2, 0.2],
+    "mtf_pan": [0.2, 0.2],
+    "mtf_ms": [0.2, 0.2],
+    "mtf_gt_spread": [0.5, 1],
+    "mtf_ms_spread": [0.5, 1],
+    "bits": [8, 8],
+    "downsampling": {"decimate": 0, "area": 1, "bilinear": 0, "bicubic": 0},
+    "halo": [0.3, 0.3],
+    "mtf_known_share": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def params():
-    return load_params(scale="laptop")["synthesize_pairs"] | {"size": 48, "procedural_scenes": 3, "base_image_size": 160, "zoom": [0.3], "sources": ["remote_sensing"]}
-
-
-@pytest.fixture(scope="module")
-def base_images(params):
-    return load_base_images(make_base_images(params, 1))
 
 
 def only(source, params):
@@ -135,7 +135,9 @@ def test_crops_are_turned_all_eight_ways():
     """Every symmetry of the square, and nothing else."""
     picture = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4)
     found = {tuple(crop.flatten().tolist()) for crop in pack_pictures([picture], 1).cut(300, 4, seeded("D4"))[0]}
-    assert found == {tuple(torch.rot90(p, k, (1, 2)).flatten().tolist()) for p in (picture, picture.flip(2)) for k in range(4)}
+    assert found == {
+        tuple(torch.rot90(p, k, (1, 2)).flatten().tolist()) for p in (picture, picture.flip(2)) for k in range(4)
+    }
 
 
 # sizes
@@ -146,7 +148,11 @@ def test_crops_are_turned_all_eight_ways():
 def test_shapes(base_images, params, bands, ratio):
     """Any number of bands at any ratio: whole DN inside the bit depth."""
     x = batch(base_images, params, bands=bands, ratio=ratio)
-    assert x["ms"].shape == (6, bands, 48 // ratio, 48 // ratio) and x["gt"].shape == (6, bands, 48, 48) and x["pan"].shape == (6, 1, 48, 48)
+    assert (
+        x["ms"].shape == (6, bands, 48 // ratio, 48 // ratio)
+        and x["gt"].shape == (6, bands, 48, 48)
+        and x["pan"].shape == (6, 1, 48, 48)
+    )
     for key in ("ms", "pan", "gt"):
         assert x[key].dtype == torch.float32 and torch.equal(x[key], x[key].round())
         assert (x[key] >= 0).all() and (x[key] <= x["peak"]).all()
@@ -161,7 +167,11 @@ def test_shapes(base_images, params, bands, ratio):
 def test_a_ramp_stays_in_place(params, ratio, kind):
     """A ramp passes every symmetric filter unchanged; whatever moves it is a shift."""
     size = 24 * ratio
-    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px")} | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {kind: 1}}
+    still = (
+        params
+        | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px")}
+        | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {kind: 1}}
+    )
     m = draw_instrument(4, 3, size, still, ratio, seeded("ramp", ratio, kind))
     down, right = torch.meshgrid(torch.arange(size) / 100, torch.arange(size) / 37, indexing="ij")
     ramp = (down + right).expand(3, 4, size, size)
@@ -176,7 +186,11 @@ def test_a_ramp_stays_in_place(params, ratio, kind):
 @pytest.mark.parametrize("ratio", [2, 3, 4, 6])
 def test_lms_lies_on_the_reference(base_images, params, ratio):
     """The same on simulated pairs, by least squares on gradients."""
-    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")} | {"bits": [12, 12], "size": 96}
+    still = (
+        params
+        | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")}
+        | {"bits": [12, 12], "size": 96}
+    )
     x = batch(base_images, still, n=12, ratio=ratio, seed=f"still {ratio}")
     lms, gt = (t[..., 16:-16, 16:-16].double() for t in (upsample(x["ms"], ratio), x["gt"]))
     inner = (..., slice(1, -1), slice(1, -1))
@@ -187,8 +201,12 @@ def test_lms_lies_on_the_reference(base_images, params, ratio):
 
 @pytest.mark.parametrize("phase", [0, 1, 3])
 def test_any_phase_of_decimation(base_images, params, phase):
-    """Decimation may begin at any fine pixel: interpolated with that phase MS lies on the reference, with another it does not."""
-    still = params | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")} | {"bits": [12, 12], "size": 96}
+    """Interpolated with the phase of its decimation, MS is registered to the reference; with another it is not."""
+    still = (
+        params
+        | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "noise_dn", "shot_dn", "stripe_dn")}
+        | {"bits": [12, 12], "size": 96}
+    )
     x = batch(base_images, still, n=6, seed="phase", phase=phase)
     error = {p: float((upsample(x["ms"], 4, phase=p) - x["gt"])[..., 16:-16, 16:-16].abs().mean()) for p in range(4)}
     assert min(error, key=error.get) == phase, error
@@ -211,7 +229,10 @@ def test_shifts_are_what_was_asked_for(params):
 @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 6])
 def test_matrices_conserve_energy(ratio):
     """Every row sums to 1; away from the borders every column to one part in the ratio, on average over the phases."""
-    taps = [gaussian_taps(torch.tensor(0.3), ratio), chain(gaussian_taps(torch.tensor(0.3), ratio), box_taps(torch.tensor(1.7)), shift_taps(torch.tensor(0.4)))]
+    taps = [
+        gaussian_taps(torch.tensor(0.3), ratio),
+        chain(gaussian_taps(torch.tensor(0.3), ratio), box_taps(torch.tensor(1.7)), shift_taps(torch.tensor(0.4))),
+    ]
     for t in taps + [sampling_taps(kind, ratio) for kind in DOWNSAMPLINGS]:
         m = axis_matrix(t, 96, ratio)
         assert m.shape == (96 // ratio, 96) and torch.allclose(m.sum(1), torch.ones(96 // ratio), atol=1e-5)
@@ -228,7 +249,13 @@ def test_positive_filters_stay_inside_the_range(base_images, params):
 
 def test_mean_light_survives(base_images, params):
     """Reference and MS have the same mean; borders and clipping apart."""
-    x = batch(base_images, params | {k: OFF[k] for k in ("noise_dn", "shot_dn", "stripe_dn", "haze")} | {"level": [0.15, 0.15], "size": 96}, n=12)
+    x = batch(
+        base_images,
+        params
+        | {k: OFF[k] for k in ("noise_dn", "shot_dn", "stripe_dn", "haze")}
+        | {"level": [0.15, 0.15], "size": 96},
+        n=12,
+    )
     change = x["ms"].mean((2, 3)) / x["gt"].mean((2, 3)) - 1
     assert change.abs().median() < 0.01 and change.abs().mean() < 0.03
 
@@ -254,7 +281,9 @@ def test_flat_spectrum_gives_equal_bands(base_images, params, source):
         x, pan = radiance_from_labels(grey, 8, 4, params, g)
     else:
         x, pan = radiance_from_rgb(grey, 8, 4, params, g, spectral=True)
-    assert torch.allclose(x, x[:, :1].expand_as(x), rtol=1e-4, atol=1e-6) and torch.allclose(pan, x[:, :1].expand_as(pan), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(x, x[:, :1].expand_as(x), rtol=1e-4, atol=1e-6) and torch.allclose(
+        pan, x[:, :1].expand_as(pan), rtol=1e-4, atol=1e-6
+    )
     assert x.std() > 0.01, "brightness still varies"
 
 
@@ -274,7 +303,9 @@ def test_flat_scene_stays_flat(base_images, params, bands):
 def test_every_bracket_is_a_switch():
     """Each key whose comment in params.yaml ends with a value that switches it off is in SWITCHES, with that value."""
     section = (root() / "params.yaml").read_text(encoding="utf-8").split("\nsynthesize_pairs:")[1].split("\n\n")[0]
-    found = {k: yaml.safe_load(text) for k, text in re.findall(r"^  (\w+):.*#.*?(\[[^]/]+\]|\{[^}/]+\})\s*$", section, re.M)}
+    found = {
+        k: yaml.safe_load(text) for k, text in re.findall(r"^  (\w+):.*#.*?(\[[^]/]+\]|\{[^}/]+\})\s*$", section, re.M)
+    }
     assert found.pop("band_sources") == [0] and found.pop("refill") == [0]
     assert {k: v[0] if isinstance(v, list) and len(v) == 1 and k != "zoom" else v for k, v in found.items()} == OFF
     assert set(OFF) <= set(load_params()["synthesize_pairs"]) and set(NEEDS) <= set(SWITCHES)
@@ -284,18 +315,26 @@ def test_switched_off_transforms_return_their_input():
     """At the value in brackets each transform is the identity, bit by bit."""
     x, g = torch.rand(3, 4, 20, 20, generator=seeded("x")), seeded("off")
     assert torch.equal(shuffle_channels(x, OFF["shuffle"], g), x) and torch.equal(jitter(x, OFF["jitter"], g), x)
-    assert torch.equal(highpass(x, OFF["highpass"], g), x) and torch.equal(cut_and_mix(x, rectangles(3, 20, OFF["cut_and_mix"], g)), x)
-    assert torch.allclose(tone(x, OFF["gamma"], g), x, atol=1e-6) and torch.equal(skylight(torch.zeros(3, 1, 1, 1), 4), torch.ones(3, 4, 1, 1))
+    assert torch.equal(highpass(x, OFF["highpass"], g), x) and torch.equal(
+        cut_and_mix(x, rectangles(3, 20, OFF["cut_and_mix"], g)), x
+    )
+    assert torch.allclose(tone(x, OFF["gamma"], g), x, atol=1e-6) and torch.equal(
+        skylight(torch.zeros(3, 1, 1, 1), 4), torch.ones(3, 4, 1, 1)
+    )
     zero = torch.zeros(3, 1, 1, 1)
     assert torch.equal(noise(x, zero, zero, zero, g), x) and haze_by_band(zero, zero, 4).max() <= 1e-5
     assert not bernoulli(OFF["any_material"], 50, g).any() and bernoulli(1, 50, g).all()
     one = torch.eye(7)[3]
-    assert torch.equal(box_taps(torch.tensor(1.0)), one) and torch.allclose(shift_taps(torch.tensor(0.0)), torch.eye(9)[4])
+    assert torch.equal(box_taps(torch.tensor(1.0)), one) and torch.allclose(
+        shift_taps(torch.tensor(0.0)), torch.eye(9)[4]
+    )
 
 
 def test_switched_off_instrument_is_plain():
     """Without shifts, smear, defocus and anisotropy only the MTF is left: the same along both axes, and symmetric."""
-    plain = load_params()["synthesize_pairs"] | {k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "anisotropy", "motion_px", "defocus_px", "halo")}
+    plain = load_params()["synthesize_pairs"] | {
+        k: OFF[k] for k in ("band_shift_px", "pan_shift_px", "anisotropy", "motion_px", "defocus_px", "halo")
+    }
     m = draw_instrument(4, 5, 64, plain | {"mtf_pan": [0.3, 0.3], "mtf_gt": [0.5, 0.5]}, 4, seeded("plain"))
     for key in ("gt", "pan", "ms"):
         assert torch.allclose(*getattr(m, key))
@@ -304,8 +343,11 @@ def test_switched_off_instrument_is_plain():
 
 
 CHANGES = {  # what an operation changes; those not listed change all three
-    **dict.fromkeys(("pan_weights", "pan_leak", "pan_gamma", "pan_haze", "pan_shift"), {"pan"}), "downsampling": {"ms"},
-    **dict.fromkeys(("jitter", "skylight", "haze", "haze_last", "band_shift", "mtf_spread"), {"ms", "gt"}), "mtf_known_share": set(), **dict.fromkeys(("read_noise", "shot_noise", "stripes"), {"ms", "pan"}),
+    **dict.fromkeys(("pan_weights", "pan_leak", "pan_gamma", "pan_haze", "pan_shift"), {"pan"}),
+    "downsampling": {"ms"},
+    **dict.fromkeys(("jitter", "skylight", "haze", "haze_last", "band_shift", "mtf_spread"), {"ms", "gt"}),
+    "mtf_known_share": set(),
+    **dict.fromkeys(("read_noise", "shot_noise", "stripes"), {"ms", "pan"}),
 }
 
 
@@ -325,18 +367,20 @@ def test_switch_reaches_the_images(base_images, params, name):
 
 @pytest.mark.parametrize("name", [name for name in SWITCHES if name != "zoom"])
 def test_switching_one_off_changes_batches(base_images, params, name):
-    """From params.yaml, with all ways alike: without any one operation the pairs are others, and operations() says which it was."""
+    """Without any one operation of params.yaml the pairs differ, and operations() says which one is off."""
     params = params | {"band_sources": dict.fromkeys(params["band_sources"], 1)}
     less = without(params, name)
     assert not same(batch(base_images, params, n=45), batch(base_images, less, n=45))
     before, after = (operations(p).set_index("name")["on"] for p in (params, less))
     gone = {name} | {other for other, need in NEEDS.items() if need == (name,)}
     assert set(before.index[before & ~after]) == gone and not (after & ~before).any()
-    assert params == params | {} and less is not params and all(params[k] != v for k, v in SWITCHES[name].items()), "the original is left alone"
+    assert params == params | {} and less is not params and all(params[k] != v for k, v in SWITCHES[name].items()), (
+        "the original is left alone"
+    )
 
 
 def test_all_off_gives_plain_pairs(base_images, params):
-    """Reference: the light of the bands, at one level; MS: every fourth pixel of it; PAN: the mean of the bands' light."""
+    """The reference is the radiance of the bands, MS every fourth pixel of it, PAN the mean of the bands."""
     plain = only("mixed", params | OFF | {"level": [0.15, 0.15]})
     x = batch(base_images, plain, n=4)
     assert (x["peak"] == 2**15 - 1).all() and torch.equal(x["ms"], x["gt"][..., 2::4, 2::4])
@@ -349,18 +393,29 @@ def test_all_off_gives_plain_pairs(base_images, params):
 def test_operations_says_which_were_on(params):
     """Ways, sources and operations with their values; what acts on nothing is off."""
     told = operations(params).set_index("name")
-    assert set(told["part"]) == {"band source", "pictures", *OPERATIONS} and told["on"][["haze", "remote_sensing", *BAND_SOURCES]].all()
+    assert (
+        set(told["part"]) == {"band source", "pictures", *OPERATIONS}
+        and told["on"][["haze", "remote_sensing", *BAND_SOURCES]].all()
+    )
     assert not told["on"][["corpus", "photograph"]].any() and told["setting"]["haze"] == f"haze {params['haze']}"
     town = operations(only("procedural", params)).set_index("name")["on"]
-    assert not town[["gamma", "shuffle", "zoom", "remote_sensing", "pan_weights", "mixed"]].any() and town[["any_material", "turns", "procedural"]].all()
+    assert (
+        not town[["gamma", "shuffle", "zoom", "remote_sensing", "pan_weights", "mixed"]].any()
+        and town[["any_material", "turns", "procedural"]].all()
+    )
     corpus = operations(params | {"corpus": ["/data/train"], "refill": 3}).set_index("name").loc["corpus"]
     assert corpus["on"] and corpus["setting"] == "/data/train, 3 pictures replaced per training step"
-    assert not operations(params | {"downsampling": STRONG["downsampling"] | {"decimate": 3, "area": 0}}).set_index("name")["on"]["downsampling"]
+    assert not operations(params | {"downsampling": STRONG["downsampling"] | {"decimate": 3, "area": 0}}).set_index(
+        "name"
+    )["on"]["downsampling"]
 
 
 def test_without_a_way_or_a_source(params):
     """Also ways, kinds of pictures and the corpus can be switched off by name; what is unknown says what is known."""
-    assert without(params, "mixed")["band_sources"] == params["band_sources"] | {"mixed": 0} and without(params, "remote_sensing")["sources"] == []
+    assert (
+        without(params, "mixed")["band_sources"] == params["band_sources"] | {"mixed": 0}
+        and without(params, "remote_sensing")["sources"] == []
+    )
     assert without(params | {"corpus": ["x"], "refill": 2}, "corpus")["corpus"] == []
     with pytest.raises(ValueError, match="choose from zoom, turns"):
         without(params, "fog")
@@ -372,15 +427,28 @@ def test_without_a_way_or_a_source(params):
 def test_downsampling_can_be_chosen(base_images, params, kind):
     """Another way of making MS changes MS alone."""
     still = params | OFF
-    mtf, other = (batch(base_images, still | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {k: 1}}) for k in ("decimate", kind))
-    assert torch.equal(mtf["gt"], other["gt"]) and torch.equal(mtf["pan"], other["pan"]) and not torch.equal(mtf["ms"], other["ms"])
+    mtf, other = (
+        batch(base_images, still | {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0) | {k: 1}})
+        for k in ("decimate", kind)
+    )
+    assert (
+        torch.equal(mtf["gt"], other["gt"])
+        and torch.equal(mtf["pan"], other["pan"])
+        and not torch.equal(mtf["ms"], other["ms"])
+    )
 
 
 @pytest.mark.parametrize("source", BAND_SOURCES)
 def test_band_sources_can_be_switched_off(base_images, params, source):
     """The base images of a band source with share 0 are not needed."""
-    needs = {"mixed": {"pictures"}, "spectral": {"pictures", "library"}, "procedural": {"scenes", "scene_groups", "library"}}
-    missing = replace(base_images, **{k: None for k in ("pictures", "scenes", "scene_groups") if k not in needs[source]})
+    needs = {
+        "mixed": {"pictures"},
+        "spectral": {"pictures", "library"},
+        "procedural": {"scenes", "scene_groups", "library"},
+    }
+    missing = replace(
+        base_images, **{k: None for k in ("pictures", "scenes", "scene_groups") if k not in needs[source]}
+    )
     assert same(batch(missing, only(source, params)), batch(base_images, only(source, params)))
 
 
@@ -412,251 +480,6 @@ def test_one_way_needs_no_other_source(params, tmp_path):
             batch(base_images, params)
 
 
-# streams
-
-
-def stream(base_images, params, *seed, ahead=3, **options):
-    return Stream(base_images, 4, params, 4, seed or (1, "run"), ahead=ahead, **options)
-
-
-def test_stream_gives_each_step_its_batch(base_images, params):
-    """Steps in order, out of order and after a restart: the same batches."""
-    whole = stream(base_images, params)
-    batches = [whole(step) for step in range(7)]
-    resumed, back = stream(base_images, params), stream(base_images, params)
-    assert all(torch.equal(batches[step][k], resumed(step)[k]) for step in (4, 5, 6) for k in ("ms", "pan", "gt"))
-    assert all(torch.equal(batches[step]["ms"], back(step)["ms"]) for step in (6, 0, 3))
-    assert batches[0]["ms"].shape == (4, 4, 12, 12) and set(batches[0]) == set(PAIR_KEYS)
-
-
-def test_streams_of_ranks_do_not_overlap(base_images, params):
-    """No pair of one process or seed is a pair of another, nor comes twice."""
-    seen = [stream(base_images, params, rank=rank, world=2)(step)["gt"] for rank in (0, 1) for step in range(5)] + [stream(base_images, params, 2, "run")(0)["gt"]]
-    pairs = torch.cat(seen).flatten(1)
-    assert len(torch.unique(pairs, dim=0)) == len(pairs)
-
-
-def test_numbers_of_bands_take_turns(base_images, params):
-    """Whatever is made at once, each step has its number of bands and its batch."""
-    one, other = (Stream(base_images, (4, 8, 5), params, 2, (1, "turns"), ahead=4) for _ in range(2))
-    batches = [one(step) for step in range(9)]
-    assert [b["gt"].shape[1] for b in batches] == 3 * [4, 8, 5] and all(b["ms"].shape == (2, b["gt"].shape[1], 12, 12) and b["pan"].shape == (2, 1, 48, 48) for b in batches)
-    assert all(torch.equal(other(step)["gt"], batches[step]["gt"]) for step in (7, 2, 5))
-    assert len(torch.unique(torch.cat([b["pan"] for b in batches]).flatten(1), dim=0)) == 18
-
-
-def test_ways_are_mixed_within_a_batch(base_images, params):
-    """Samples of the three ways follow one another in a simulation, not in the batches of a stream."""
-    made = stream(base_images, params | OFF, ahead=4)
-    made(0)
-    whole = simulate_pairs(base_images, 4, 16, params | OFF, seeded(1, "run", "stream", 0, 0))
-    order = [int(np.flatnonzero([torch.equal(x, y) for y in whole["gt"]])[0]) for step in range(4) for x in made(step)["gt"]]
-    assert sorted(order) == list(range(16)) and order != list(range(16))
-
-
-# a corpus that flows through the pool
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """Pictures as a folder tree and as two shards, one of them cut in the middle, and one picture damaged: 60 can be read."""
-    base, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(7)
-
-    def encoded():
-        out = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((90, 84), Image.Resampling.BICUBIC).save(out, "JPEG")
-        return out.getvalue()
-
-    for k in range(30):
-        path = base / "train" / f"n{k % 3}" / f"{k}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded())
-    (base / "train" / "n0" / "broken.JPEG").write_bytes(b"no picture")
-    for shard in (0, 1):
-        with tarfile.open(base / f"{shard:03d}.tar", "w") as file:
-            for k in range(20):
-                data = encoded()
-                info = tarfile.TarInfo(f"{shard}_{k}.jpg")
-                info.size = len(data)
-                file.addfile(info, io.BytesIO(data))
-    cut = base / "001.tar"
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    return [str(base / "train"), str(base / "{000..001}.tar")]
-
-
-@pytest.fixture(scope="module")
-def flowing(archive, params):
-    """All of params.yaml, with the archive as corpus."""
-    p = params | {"corpus": archive, "corpus_images": 12, "refill": 2, "base_image_size": 64, "procedural_scenes": 2, "sources": ["photograph"], "band_sources": {"mixed": 1, "spectral": 0, "procedural": 0}}
-    whole = load_params(scale="laptop")
-    return whole | {"synthesize_pairs": p, "pretrain": whole["pretrain"] | {"batch": 3}}
-
-
-@pytest.fixture(scope="module")
-def images(flowing):
-    return make_base_images(flowing["synthesize_pairs"], 1)
-
-
-def flow(flowing, images, *, workers=0, ahead=3, **options):
-    return open_stream(flowing, 4, seed=(1, "flow"), base_images=images, workers=workers, ahead=ahead, **options)
-
-
-def steps(stream, which):
-    return torch.cat([stream(step)["gt"] for step in which])
-
-
-def test_the_corpus_reaches_the_batches(flowing, images):
-    """Pictures of the pool are replaced as told, and crops come from them."""
-    one = flow(flowing, images)
-    before = steps(one, range(3))
-    pool = one.refill.pool.clone()
-    assert one.refill.replaced == 12 and (pool.flatten(1).float().std(1) > 1).all() and len(before) == 9
-    one(3)
-    assert one.refill.replaced == 12 + 3 * 2 and [torch.equal(a, b) for a, b in zip(one.refill.pool, pool)] == [False] * 6 + [True] * 6
-    still = flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"refill": 0}}, images)
-    assert type(still) is Stream and not torch.equal(steps(still, range(3)), before), "without refill: the pool that the stage decoded"
-    for _ in range(12, 90, 6):
-        one(one.chunk * 3 + 3)
-    assert one.refill.done.epoch != [0, 0] and one.refill.report.skipped > 0
-    assert "broken.JPEG" in str(one.refill.report) and "001.tar: cut off" in str(one.refill.report)
-
-
-def test_a_large_archive_is_not_read_as_a_whole(archive, flowing, images, tmp_path):
-    """Of forty shards a stream opens the sixteen whose turn it is."""
-    whole = Path(archive[1].replace("{000..001}", "000")).read_bytes()
-    for shard in range(40):
-        (tmp_path / f"{shard:03d}.tar").write_bytes(whole)
-    few = flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"corpus": [str(tmp_path / "*.tar")]}}, images)
-    few(0)
-    state = few.state_dict()
-    few.load_state_dict(state)
-    few(3)
-    assert sum(isinstance(block, str) for block in few.refill.deal.sources[0].blocks) == 40 - 17, "sixteen, and the first one to see that there are pictures"
-
-
-def test_batches_do_not_depend_on_workers(flowing, images):
-    """Decoded here or by three processes: the same."""
-    here = steps(flow(flowing, images), range(10))
-    crew = flow(flowing, images, workers=3)
-    assert torch.equal(here, steps(crew, range(10)))
-    crew.close()
-    assert torch.equal(steps(crew, range(9, 13)), steps(flow(flowing, images), range(9, 13))), "begun late or gone on: decoded up to there"
-    crew.close()
-
-
-@pytest.mark.parametrize("stop", [3, 7, 11])
-def test_a_resumed_stream_equals_an_uninterrupted_one(flowing, images, stop, tmp_path):
-    """Bit for bit, from a checkpoint file read as training reads it, within 3 batches made at once or between them, with another number of workers."""
-    whole = flow(flowing, images)
-    want = [steps(whole, [step]) for step in range(14)]
-    begun = flow(flowing, images, workers=2)
-    assert all(torch.equal(steps(begun, [step]), want[step]) for step in range(stop))
-    torch.save(begun.state_dict(), tmp_path / "state.pt")
-    begun.close()
-    resumed = flow(flowing, images)
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert all(torch.equal(steps(resumed, [step]), want[step]) for step in range(stop, 14))
-
-
-def test_a_killed_training_ends_with_the_same_weights(flowing, images, tmp_path):
-    """Training from folder and shards, killed between checkpoints and gone on with: weights bit for bit those of a run that was let be."""
-    from pansharp_study.networks.zoo import create_model
-    from pansharp_study.training.pretrain import train
-
-    settings = flowing["pretrain"] | {"steps": 9, "checkpoint_every": 4, "log_every": 3, "validation": 2}
-
-    def trained(stream, checkpoint=None):
-        model = create_model("fusionnet", bands=4, seed=1, width=4, depth=1)
-        curves = train(model, [], settings, seed=(1,), stream=stream, checkpoint=checkpoint)
-        return curves, model.state_dict()
-
-    class Killed(RuntimeError):
-        pass
-
-    class Watched(CorpusStream):
-        asked, end = (), 99
-
-        def __call__(self, step):
-            self.asked += (step,)
-            if step == self.end:
-                raise Killed
-            return super().__call__(step)
-
-    curves, want = trained(flow(flowing, images))
-    killed, resumed = flow(flowing, images, workers=1), flow(flowing, images)
-    killed.__class__ = resumed.__class__ = Watched
-    killed.end = 6
-    with pytest.raises(Killed):
-        trained(killed, tmp_path / "run.pt")
-    killed.close()
-    again, got = trained(resumed, tmp_path / "run.pt")
-    assert resumed.asked == (4, 5, 6, 7, 8), "went on from the checkpoint"
-    assert again == curves and all(torch.equal(want[k], got[k]) for k in want)
-
-
-def test_streams_that_cannot_be_say_so(flowing, images, base_images, params):
-    """Backwards, another rank, too fast a refill."""
-    one = flow(flowing, images)
-    one(6)
-    with pytest.raises(ValueError, match="open another one"):
-        one(0)
-    with pytest.raises(ValueError, match="process 0 of 1 with a corpus"):
-        flow(flowing, images, rank=1, world=2).load_state_dict(one.state_dict())
-    with pytest.raises(ValueError, match="without a corpus"):
-        one.load_state_dict(stream(base_images, params).state_dict())
-    with pytest.raises(ValueError, match="synthesize_pairs.refill = 2"):
-        flow(flowing, images, ahead=16)
-    with pytest.raises(ValueError, match="rank=2, world=2"):
-        stream(base_images, params, rank=2, world=2)
-
-
-def test_the_pool_is_a_part_of_the_pictures():
-    """What is written into the pool is cut; what it replaces is gone."""
-    few = pack_pictures([torch.full((3, 6, 8), k, dtype=torch.uint8) for k in (10, 20)], 3)
-    wide, pool = append_pool(few, 2, 8, drop=1)
-    pool[1] = torch.arange(192).view(3, 8, 8)
-    assert pool.shape == (2, 3, 8, 8) and wide.height.tolist() == [6, 8, 8]
-    cut, which = wide.cut(40, 8, seeded("pool"))
-    assert set(which.tolist()) == {1, 2} and cut[which == 1].max() == 0
-    assert {tuple(x.sort().values.tolist()) for x in cut[which == 2].flatten(1)} == {tuple(range(192))}
-
-
-RANK = """
-import hashlib, sys, torch
-from pansharp_study.core import load_params
-from pansharp_study.simulation.stream import open_stream
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, params = int(sys.argv[1]), torch.load(sys.argv[2])
-    stream = open_stream(params, 4, seed=(1, "flow"), base_images=sys.argv[3], workers=0, ahead=3, rank=rank, world=2)
-    for step in range(7):
-        print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in stream(step)["gt"]))
-    taken = {(stream.refill.done.sources[t.source].name, t.item.key) for t in (stream.refill.done.task(*s) for s in stream.refill.slots.tolist())}
-    print(*sorted("|".join(t) for t in taken))
-    stream.close()
-"""
-
-
-def test_two_processes_share_neither_pairs_nor_pictures(flowing, images, tmp_path):
-    """Two real processes of one training; each equals the same rank in this process."""
-    from safetensors.torch import save_file
-
-    torch.save(flowing, tmp_path / "params.pt")
-    save_file({k: v.contiguous() for k, v in images.items()}, tmp_path / "base_images.safetensors")
-    (tmp_path / "rank.py").write_text(RANK)
-    command = [sys.executable, str(tmp_path / "rank.py")]
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path / "params.pt"), str(tmp_path / "base_images.safetensors")], stdout=subprocess.PIPE, text=True,
-                                cwd=root(), env=os.environ | {"PYTHONPATH": str(root())}) for rank in (0, 1)]
-    told = [process.communicate(timeout=120)[0].splitlines() for process in running]
-    assert [len(lines) for lines in told] == [8, 8]
-    pairs = [" ".join(lines[:7]).split() for lines in told]
-    assert len(set(pairs[0] + pairs[1])) == 2 * 7 * 3, "a pair came twice"
-    pictures = [set(lines[7].split()) for lines in told]
-    assert len(pictures[0]) == 12 and not pictures[0] & pictures[1]
-    same_rank = flow(flowing, images, rank=1, world=2)
-    assert [hashlib.sha256(x.numpy().tobytes()).hexdigest() for step in range(7) for x in same_rank(step)["gt"]] == pairs[1]
-
-
 # errors
 
 
@@ -666,7 +489,10 @@ def test_two_processes_share_neither_pairs_nor_pictures(flowing, images, tmp_pat
         ({"size": 50}, "no multiple of the ratio"),
         ({"size": 2}, "size = 2 is no multiple of the ratio 4 or too small"),
         ({"size": 0}, "20 or more"),
-        ({"band_sources": {"mixed": 1, "magic": 2}}, "band_sources names mixed, magic: want a share, also 0, for each of mixed, spectral, procedural"),
+        (
+            {"band_sources": {"mixed": 1, "magic": 2}},
+            "band_sources names mixed, magic: want a share, also 0, for each of mixed, spectral, procedural",
+        ),
         ({"downsampling": {"decimate": 1}}, "downsampling names decimate"),
         ({"pan_weights": [-1, 1]}, "pan_weights"),
         ({"size": 200 * 4}, "No base image is as large"),
@@ -682,7 +508,10 @@ def test_wrong_values_say_so(base_images, params, wrong, message):
         batch(base_images, params | wrong)
 
 
-@pytest.mark.parametrize("wrong, message", [({"bands": 0}, "bands = 0"), ({"n": 0}, "n = 0"), ({"ratio": 0}, "ratio = 0"), ({"n": -2}, "n = -2")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"bands": 0}, "bands = 0"), ({"n": 0}, "n = 0"), ({"ratio": 0}, "ratio = 0"), ({"n": -2}, "n = -2")],
+)
 def test_nothing_to_simulate_says_so(base_images, params, wrong, message):
     """No bands, no samples, no ratio."""
     with pytest.raises(ValueError, match=message):
@@ -692,7 +521,10 @@ def test_nothing_to_simulate_says_so(base_images, params, wrong, message):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"procedural_scenes": 0}, "procedural_scenes = 0: want at least one scene, or set band_sources.procedural to 0"),
+        (
+            {"procedural_scenes": 0},
+            "procedural_scenes = 0: want at least one scene, or set band_sources.procedural to 0",
+        ),
         ({"base_image_size": 40}, "base_image_size = 40 is smaller than a crop of size = 48"),
         ({"sources": []}, "name a corpus, or set band_sources.mixed and band_sources.spectral to 0"),
         ({"zoom": [0.01]}, "no picture of remote_sensing is then as large"),
@@ -715,12 +547,6 @@ def test_an_empty_pool_says_so(base_images, params):
             make_pool(4, {"seed": 1, "synthesize_pairs": params | wrong}, base_images)
 
 
-def test_refill_without_a_corpus_says_so(flowing, images):
-    """Nothing to replace pictures from."""
-    with pytest.raises(ValueError, match="refill = 2 with corpus = ..: name a corpus"):
-        flow(flowing | {"synthesize_pairs": flowing["synthesize_pairs"] | {"corpus": []}}, images)
-
-
 def test_wrong_sources_say_so(params):
     """Unknown kinds of pictures, and none at all."""
     with pytest.raises(ValueError, match="known: photograph"):
@@ -730,7 +556,10 @@ def test_wrong_sources_say_so(params):
 def test_unknown_and_mistyped_keys_say_so(tmp_path):
     """A misspelt switch is an error, not silently ignored."""
     text = (root() / "params.yaml").read_text(encoding="utf-8")
-    for old, new, message in (("  shuffle: 0.3", "  shufle: 0.3", "did you mean 'shuffle'"), ("  shuffle: 0.3", "  shuffle: often", "synthesize_pairs.shuffle")):
+    for old, new, message in (
+        ("  shuffle: 0.3", "  shufle: 0.3", "did you mean 'shuffle'"),
+        ("  shuffle: 0.3", "  shuffle: often", "synthesize_pairs.shuffle"),
+    ):
         assert old in text
         (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
@@ -755,16 +584,30 @@ def test_shares_are_rounded_fairly(base_images, params, monkeypatch, n):
         return radiance_from_rgb(*args, spectral=spectral)
 
     monkeypatch.setattr("pansharp_study.simulation.pairs.radiance_from_rgb", spy)
-    assert len(batch(base_images, params | {"band_sources": {"mixed": 0, "spectral": 0.5, "procedural": 0.5}}, n=n)["gt"]) == n
+    assert (
+        len(batch(base_images, params | {"band_sources": {"mixed": 0, "spectral": 0.5, "procedural": 0.5}}, n=n)["gt"])
+        == n
+    )
     assert all(called), "mixed colours although their share is 0"
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"band_sources": dict.fromkeys(BAND_SOURCES, 0)}, {"band_sources": {"mixed": -1, "spectral": 1, "procedural": 1}}, {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0)},
-        {"bits": [12, 10]}, {"materials": 0}, {"motion_px": [9, 9]}, {"noise_dn": [-3, -2]}, {"mtf_gt": [2, 3]},
-        {"anisotropy": [-1, 1]}, {"skylight": [0, 3]}, {"pan_leak": [0, 1.5]}, {"jitter": [-1, 1]}, {"mtf_ms_spread": [-1, 1]}, {"pan_haze": [0.6, 0.1]},
+        {"band_sources": dict.fromkeys(BAND_SOURCES, 0)},
+        {"band_sources": {"mixed": -1, "spectral": 1, "procedural": 1}},
+        {"downsampling": dict.fromkeys(DOWNSAMPLINGS, 0)},
+        {"bits": [12, 10]},
+        {"materials": 0},
+        {"motion_px": [9, 9]},
+        {"noise_dn": [-3, -2]},
+        {"mtf_gt": [2, 3]},
+        {"anisotropy": [-1, 1]},
+        {"skylight": [0, 3]},
+        {"pan_leak": [0, 1.5]},
+        {"jitter": [-1, 1]},
+        {"mtf_ms_spread": [-1, 1]},
+        {"pan_haze": [0.6, 0.1]},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
