@@ -224,7 +224,7 @@ def _domed(table: dict, who, u, v, sun: Sun):
     up = 0.4 + 0.6 * np.sqrt(np.clip(1 - u * u - v * v, 0, 1))
     return 1 + table["dome"][who] * (up - 1 + 0.45 * sun.cotangent * (u * toward_u + v * toward_v)), up
 
-# %% ../../nbs/simulation/52_painter.ipynb #eeb0b1f4
+# %% ../../nbs/simulation/52_painter.ipynb #c4567bb5
 def relief(
     owner: np.ndarray,  # (S,S) object of each pixel
     table: dict,  # columns of objects
@@ -266,7 +266,7 @@ def render(
 
 # %% ../../nbs/simulation/52_painter.ipynb #6bbf26d1
 ROLES = np.array(
-    # role, group, labels; texture: strength, fraction of white noise; spread of brightness; second material: share, role
+    # role, group, labels; texture: strength, share of white noise; spread of brightness; second material: share, role
     [("road", 3, 2, 0.08, 0.5, 0.12, 0.00, "paved"),
      ("paved", 3, 3, 0.12, 0.5, 0.20, 0.04, "grass"),
      ("roof", 3, 8, 0.08, 0.4, 0.30, 0.00, "paved"),
