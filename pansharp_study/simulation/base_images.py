@@ -23,6 +23,15 @@ from .bands import spectra_for
 from .procedural import paint_scenes
 from .switches import check_ranges
 
+# %% ../../nbs/simulation/56_base_images.ipynb #e9ca8ebe
+def _addresses(symmetry: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Rows and columns (n,S,S) of crops; symmetry (3,n): rows upright, columns upright, transposed."
+    i = torch.arange(size, device=symmetry.device)
+    upright, ahead, transposed = symmetry[:, :, None, None]
+    row = torch.where(upright, i[:, None], size - 1 - i[:, None])
+    column = torch.where(ahead, i, size - 1 - i)
+    return torch.where(transposed, column, row), torch.where(transposed, row, column)
+
 # %% ../../nbs/simulation/56_base_images.ipynb #420286f9
 @dataclass(frozen=True)
 class PackedPictures:
@@ -43,7 +52,7 @@ class PackedPictures:
         turns: bool = True,  # all eight symmetries of the square
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (n,C,S,S) uint8, and the number of each picture (n,)
         "Random squares from random pictures, rotated and mirrored at random."
-        usable = self._at_least(size)
+        usable = self.at_least(size)
         u = torch.rand(6, n, generator=generator, device=generator.device)
         which = usable[(u[0] * len(usable)).long()]
         top = (u[1] * (self.height[which] - size + 1)).long()
@@ -55,26 +64,15 @@ class PackedPictures:
         corner = (start[which] + top * self.width[which] + left)[:, None, None]
         return self.pixels[corner + row * width + column].permute(0, 3, 1, 2), which
 
-    def _at_least(self, size: int) -> torch.Tensor:
+    def at_least(self, size: int) -> torch.Tensor:
         "Numbers of the pictures that hold a square of this size."
         if not len(self):
-            raise ValueError(
-                "There are no base images of this kind: name a source, or set the band sources that need it to 0"
-            )
+            raise ValueError("no base images of this kind: name a source, or set the band sources that need it to 0")
         usable = ((self.height >= size) & (self.width >= size)).nonzero().flatten()
         if not len(usable):
             largest = f"{self.height.max()} x {self.width.max()}"
             raise ValueError(f"No base image is as large as a crop of {size} pixels: the largest is {largest}")
         return usable
-
-
-def _addresses(symmetry: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "Rows and columns (n,S,S) of crops; symmetry (3,n): rows upright, columns upright, transposed."
-    i = torch.arange(size, device=symmetry.device)
-    upright, ahead, transposed = symmetry[:, :, None, None]
-    row = torch.where(upright, i[:, None], size - 1 - i[:, None])
-    column = torch.where(ahead, i, size - 1 - i)
-    return torch.where(transposed, column, row), torch.where(transposed, row, column)
 
 # %% ../../nbs/simulation/56_base_images.ipynb #1571cb39
 def pack_pictures(
@@ -195,7 +193,7 @@ def scenes_for(
     if size < params["size"]:
         raise ValueError(f"synthesize_pairs.base_image_size = {size} is smaller than a crop of size = {params['size']}")
     at_once = 1 if workers else 16
-    jobs = [(min(at_once, n - first), size, seed, first) for first in range(0, n, at_once)]
+    jobs = [{"n": min(at_once, n - k), "size": size, "seed": seed, "first": k} for k in range(0, n, at_once)]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(_paint, jobs))
@@ -205,11 +203,10 @@ def scenes_for(
     return scenes, torch.cat([part["groups"] for part in parts])
 
 
-def _paint(job: tuple) -> dict:
+def _paint(job: dict) -> dict:
     "A part of the scenes; for worker processes."
-    n, size, seed, first = job
     torch.set_num_threads(1)
-    return paint_scenes(n, size, seed=seed, first=first)
+    return paint_scenes(**job)
 
 # %% ../../nbs/simulation/56_base_images.ipynb #70a293e8
 def make_base_images(

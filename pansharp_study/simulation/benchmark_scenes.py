@@ -38,7 +38,7 @@ def simulate_scene(
     haze = haze_by_band(first, last, bands)
     return observe(x + haze, pan + haze.mean(1, keepdim=True), sensor, params, generator)
 
-
+# %% ../../nbs/simulation/60_benchmark_scenes.ipynb #02805f2c
 def observe(
     x: torch.Tensor,  # (1,C,H,W) signal of the bands, fraction of full scale
     pan: torch.Tensor,  # (1,1,H,W) signal of PAN

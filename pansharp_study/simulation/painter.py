@@ -60,7 +60,7 @@ def _interval(a, b, c, s, d, curved):
 def spans(
     table: np.ndarray,  # (n,) of dtype OBJECT
     size: int,  # S, pixels
-) -> tuple:  # object, row, first column, column after the last: one entry per object and row
+) -> tuple:  # object, row, (first column, column after the last): arrays with one entry per object and row
     "The pixels whose centres lie in each object, as intervals of rows."
     x, y, curved = table["x"], table["y"], table["round"]
     a, b = table["long"], table["wide"]
@@ -72,9 +72,10 @@ def spans(
     row = np.arange(len(which)) - np.repeat(np.cumsum(count) - count - top, count)
     left, right = _interval(a[which], b[which], c[which], s[which], row - y[which], curved[which])
     start = np.clip(np.ceil(x[which] + left), 0, size).astype(int)
-    return which, row, start, np.clip(np.floor(x[which] + right) + 1, start, size).astype(int)
+    stop = np.clip(np.floor(x[which] + right) + 1, start, size).astype(int)
+    return which, row, (start, stop)
 
-
+# %% ../../nbs/simulation/52_painter.ipynb #7f844798
 def stamp(
     owner: np.ndarray,  # (S,S) int32, changed in place: number of the object that each pixel belongs to
     table: np.ndarray,  # (n,) of dtype OBJECT, later ones on top
@@ -82,7 +83,7 @@ def stamp(
     first: int = 0,  # number of the first object
 ) -> np.ndarray:  # owner
     "Write the objects' numbers into the pixels they cover."
-    which, row, start, stop = spans(table, owner.shape[1])
+    which, row, (start, stop) = spans(table, owner.shape[1])
     count = stop - start
     begin = row * owner.shape[1] + start - (np.cumsum(count) - count)
     pixels = np.repeat(begin, count) + np.arange(count.sum())
@@ -293,7 +294,7 @@ def palette() -> np.ndarray:  # (32,) uint8
     "The group of each label of a town or of fields."
     return np.repeat(ROLES["group"], ROLES["labels"]).astype(np.uint8)
 
-
+# %% ../../nbs/simulation/52_painter.ipynb #cac8df5f
 def surface(
     roles,  # name of a role, or (n,) rows of ROLES
     n: int,

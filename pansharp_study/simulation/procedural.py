@@ -285,7 +285,7 @@ def growth(
     x = (at % size + rng.uniform(-0.5, 0.5, len(at))) * gsd
     return x, (at // size + rng.uniform(-0.5, 0.5, len(at))) * gsd
 
-
+# %% ../../nbs/simulation/54_procedural.ipynb #e4c06dcb
 def fields(
     size: int,  # S, pixels
     rng: np.random.Generator,
@@ -326,7 +326,7 @@ def paint_scene(
     labels, shade = render(owner, table, draw_sun(rng), rng)
     return labels, shade, groups, list(SCENE_KINDS).index(kind)
 
-
+# %% ../../nbs/simulation/54_procedural.ipynb #87bcebec
 def paint_scenes(
     n: int,
     size: int = 512,  # S, pixels
