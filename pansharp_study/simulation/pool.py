@@ -72,10 +72,11 @@ def load_pairs(
 def batch_of(
     pool: dict,  # of load_pairs
     index: torch.Tensor,  # (B,) which pairs
-) -> dict:  # ms, pan, gt in DN and mtf, float32
+) -> dict:  # ms, pan, gt in DN, and mtf where the pool has it: float32
     "Some pairs of a pool."
     batch = {k: v[index].float() for k, v in pool.items()}
-    batch["mtf"] = batch.pop("mtf_e4") / 1e4
+    if "mtf_e4" in batch:
+        batch["mtf"] = batch.pop("mtf_e4") / 1e4
     return batch
 
 # %% ../../nbs/simulation/59_pool.ipynb #7c14ede2
