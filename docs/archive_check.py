@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from pansharp_study.core import load_params  # noqa: E402
 from pansharp_study.optics.wald import upsample  # noqa: E402
 from pansharp_study.scoring.score import reduced_pair  # noqa: E402
-from pansharp_study.simulation.pool import make_scenes  # noqa: E402
+from pansharp_study.simulation.benchmark_scenes import make_scenes  # noqa: E402
 
 STAGES = ("synthesize_scenes", "adapt", "report")
 BLOCK = 500  # tiles written at once

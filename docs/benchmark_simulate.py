@@ -34,8 +34,14 @@ from pansharp_study.optics.wald import upsample  # noqa: E402
 from pansharp_study.pictures.canvases import Refill  # noqa: E402
 from pansharp_study.scenes.samples import list_pictures  # noqa: E402
 from pansharp_study.simulation import pairs  # noqa: E402
-from pansharp_study.simulation.base_images import load_materials, make_materials, scenes_for  # noqa: E402
-from pansharp_study.simulation.pairs import expose, instrument, light_from_labels, light_from_pictures, simulate_pairs  # noqa: E402
+from pansharp_study.simulation.base_images import load_base_images, make_base_images, scenes_for  # noqa: E402
+from pansharp_study.simulation.pairs import (  # noqa: E402
+    draw_instrument,
+    expose,
+    radiance_from_labels,
+    radiance_from_rgb,
+    simulate_pairs,
+)
 from pansharp_study.simulation.stream import Stream  # noqa: E402
 from pansharp_study.training.pretrain import captured, make_step  # noqa: E402
 
@@ -60,32 +66,33 @@ def seconds(run, device: str, repeats: int = 5) -> float:
     return best
 
 
-def parts(canvases, bands, n, p, device):
+def parts(base_images, bands, n, p, device):
     """The parts of a simulation as calls, each on a whole batch, and the whole."""
-    library, pictures, (labels, groups), g = canvases["library"], canvases["pictures"], canvases["labels"], seeded("benchmark", device=device)
-    x, pan = light_from_labels(labels, groups, library, bands, n, p, g)
+    generator = seeded("benchmark", device=device)
+    rest = (base_images, bands, n, p, generator)
+    x, pan = radiance_from_labels(*rest)
     return {
-        "mixed": lambda: light_from_pictures(pictures, library, bands, n, p, g, spectral=False),
-        "spectral": lambda: light_from_pictures(pictures, library, bands, n, p, g, spectral=True),
-        "procedural": lambda: light_from_labels(labels, groups, library, bands, n, p, g),
-        "exposure": lambda: expose(x, pan, p, g),
-        "instrument": lambda: instrument(bands, n, p["size"], p, 4, g),
-        "all, with the shares of params.yaml": lambda: simulate_pairs(canvases, bands, n, p, g),
+        "mixed": lambda: radiance_from_rgb(*rest, spectral=False),
+        "spectral": lambda: radiance_from_rgb(*rest, spectral=True),
+        "procedural": lambda: radiance_from_labels(*rest),
+        "exposure": lambda: expose(x, pan, p, generator),
+        "instrument": lambda: draw_instrument(bands, n, p["size"], p, 4, generator),
+        "all, with the shares of params.yaml": lambda: simulate_pairs(*rest),
     }
 
 
-def growth(canvases, params, device, full):
+def growth(base_images, params, device, full):
     """Rates of the parts over bands, size and batch."""
     for bands, size, n in [(8, 128, full), (4, 128, full), (12, 128, full), (8, 64, full), (8, 256, max(full // 4, 1)), (8, 128, max(full // 8, 1))]:
-        for part, call in parts(canvases, bands, n, params | {"size": size}, device).items():
+        for part, call in parts(base_images, bands, n, params | {"size": size}, device).items():
             yield {"bands": bands, "size": size, "batch": n, "part": part, "pairs_per_s": round(n / seconds(call, device))}
 
 
 @contextlib.contextmanager
 def timed(device: str):
     """While this is open, the parts of simulate_pairs are timed: seconds by name."""
-    names = {"light_from_pictures": "pictures to bands", "light_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
-             "instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
+    names = {"radiance_from_rgb": "pictures to bands", "radiance_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
+             "draw_instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
     spent, kept = defaultdict(float), {name: getattr(pairs, name) for name in names}
 
     def wrapped(name):
@@ -106,14 +113,14 @@ def timed(device: str):
             setattr(pairs, name, function)
 
 
-def stages(canvases, params, device, full, repeats=5):
+def stages(base_images, params, device, full, repeats=5):
     """Shares of one call with everything on; the device is waited for after each part, which makes the call a little longer."""
     g, n = seeded("stages", device=device), full
-    simulate_pairs(canvases, 8, n, params, g)
+    simulate_pairs(base_images, 8, n, params, g)
     with timed(device) as spent:
         start = clock(device)
         for _ in range(repeats):
-            simulate_pairs(canvases, 8, n, params, g)
+            simulate_pairs(base_images, 8, n, params, g)
         whole = clock(device) - start
     spent["the rest"] = whole - sum(spent.values())
     for part, s in spent.items():
@@ -121,9 +128,9 @@ def stages(canvases, params, device, full, repeats=5):
 
 
 def workers(params, cores, scenes_each):
-    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to canvases, and scenes painted, per second, over the number of processes."""
+    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to base images, and scenes painted, per second, over the number of processes."""
     counts = [2**k for k in range(20) if 2**k < cores] + [cores]
-    size = params["canvas_size"]
+    size = params["base_image_size"]
     with tempfile.TemporaryDirectory() as folder:
         found = list_pictures("pretrain")["path"].tolist()
         for k in range(96):
@@ -139,7 +146,7 @@ def workers(params, cores, scenes_each):
     for count in counts:
         n = scenes_each * count
         start = time.perf_counter()
-        scenes_for(params | {"canvases": n}, 1, workers=count)
+        scenes_for(params | {"procedural_scenes": n}, 1, workers=count)
         yield {"size": size, "workers": count, "part": "scenes painted", "pairs_per_s": round(n / (time.perf_counter() - start), 2)}
 
 
@@ -171,12 +178,12 @@ def training_step(name, params, device, bands):
     return captured(step) if cuda and p["graph"] else step
 
 
-def training(canvases, params, device, names, repeats):
+def training(base_images, params, device, names, repeats):
     """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
     flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in names}
-    stream = Stream(canvases, bands, p, batch, ("benchmark",))
-    simulating = seconds(lambda: stream._make(0), device, repeats) / stream.ahead
+    stream = Stream(base_images, bands, p, batch, ("benchmark",))
+    simulating = seconds(lambda: stream.simulate(0), device, repeats) / stream.ahead
     row, b = {"bands": bands, "size": p["size"], "batch": batch}, stream(0)
     yield row | {"part": "simulating a batch", "pairs_per_s": round(batch / simulating, 1)}
     for name in sorted(names, key=flops.get, reverse=True):
@@ -205,13 +212,13 @@ def main():
     device, cuda = args.device, args.device == "cuda"
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, 2 threads"
     whole = load_params(scale=args.scale or ("h100" if cuda else "laptop"))
-    params = load_params(scale="h100")["synthesize_pairs"] | {"canvases": 16, "corpus": []}
+    params = load_params(scale="h100")["synthesize_pairs"] | {"procedural_scenes": 16, "corpus": []}
     full, rows = args.batch or (1024 if cuda else 32), []
     made = {"workers": lambda: workers(params, args.cores, 16 if cuda else 4)}
     if set(args.tables) - {"workers"}:
-        canvases = load_materials(make_materials(params, 1, workers=args.cores), device)
-        made |= {"growth": lambda: growth(canvases, params, device, full), "stages": lambda: stages(canvases, params, device, full),
-                 "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
+        base_images = load_base_images(make_base_images(params, 1, workers=args.cores), device)
+        made |= {"growth": lambda: growth(base_images, params, device, full), "stages": lambda: stages(base_images, params, device, full),
+                 "training": lambda: training(base_images, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
                                               args.networks or whole["networks"], 5 if cuda else 1)}
     for table in args.tables:
         for row in made[table]():

@@ -62,7 +62,7 @@ def parts(run, accelerator):
     """Forward alone, and forward with backward, as graphs of their own."""
 
     def forward(b):
-        return fusion_loss(run.fast(b["ms"], b["pan"], b["lms"], 4, mtf=b["mtf_e4"] / 1e4).float(), b["gt"], b["lms"])
+        return fusion_loss(run.fast(b["ms"], b["pan"], b["lms"], 4, mtf=b["mtf"]).float(), b["gt"], b["lms"])
 
     def both(b):
         for p in run.parameters:
@@ -81,7 +81,7 @@ def shares(params, networks):
         accelerator = make_accelerator("cuda")
         run, stream = prepared(name, params, accelerator)
         b = batch_at(stream, 0)
-        simulating = milliseconds(lambda stream=stream, b=b: (stream._make(0), interpolate(b["ms"], 4))) / stream.ahead
+        simulating = milliseconds(lambda stream=stream, b=b: (stream.simulate(0), interpolate(b["ms"], 4))) / stream.ahead
         forward, both = parts(run, accelerator)
         times = []
         for call in (forward, both, run.step):

@@ -22,8 +22,9 @@ from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import create_model, save_weights
 from ..optics.sensors import get_sensor
 from ..scoring.tables import save_table
-from ..simulation.base_images import WAYS, load_materials, make_materials
-from ..simulation.pairs import OFF, without
+from ..simulation.bands import BAND_SOURCES
+from ..simulation.base_images import load_base_images, make_base_images
+from ..simulation.switches import OFF, without
 from ..simulation.stream import Stream
 from ..scoring.score import as_method, score_reduced
 from ..training.pretrain import make_accelerator, train
@@ -87,14 +88,16 @@ def real_batches(
         g = seeded(*seed, step)
         which = torch.multinomial(area, batch, replacement=True, generator=g).tolist()
         u = torch.rand(3, batch, generator=g).tolist()
-        parts, told = {"ms": [], "pan": [], "gt": []}, [round(1e4 * sum(s["sensor"].mtf_ms) / s["sensor"].n_bands) for s in scenes]
+        parts = {"ms": [], "pan": [], "gt": []}
+        gains = [round(1e4 * sum(s["sensor"].mtf_ms) / s["sensor"].n_bands) / 1e4 for s in scenes]
         for k, y, x, turn in zip(which, *u):
             scene, small = scenes[k], size // 4
             top, left = (int(v * (n - small + 1)) for v, n in zip((y, x), scene["ms"].shape[2:]))
             for key, ratio in (("ms", 1), ("pan", 4), ("gt", 4)):
                 crop = scene[key][0, :, top * ratio : (top + small) * ratio, left * ratio : (left + small) * ratio]
                 parts[key].append(crop.mT if turn < 0.5 else crop)
-        return {key: torch.stack(crops) for key, crops in parts.items()} | {"mtf_e4": area.new_tensor([[told[k]] for k in which]).to(scenes[0]["ms"].device)}
+        mtf = area.new_tensor([[gains[k]] for k in which]).to(scenes[0]["ms"].device)
+        return {key: torch.stack(crops) for key, crops in parts.items()} | {"mtf": mtf}
 
     return draw
 
@@ -128,12 +131,12 @@ def variants(
     rows = [("whole", "everything", {"seed": k}) for k in range(seeds)]
     rows += [("real patches", f"without {name}", {"real": name}) for name in acquisitions]
     rows += [("frame", name, {"frame": change}) for name, change in FRAME.items()]
-    rows += [("way", f"only {way}", {"ways": {w: float(w == way) for w in WAYS}}) for way in WAYS]
-    rows += [("source", f"only {kind}", {"sources": [kind], "ways": p["ways"] | {"procedural": 0}}) for kind in p["sources"]]
-    rows += [("way or source", f"without {name}", without(p, name)) for name in (*WAYS, *p["sources"])]
+    rows += [("way", f"only {way}", {"band_sources": {w: float(w == way) for w in BAND_SOURCES}}) for way in BAND_SOURCES]
+    rows += [("source", f"only {kind}", {"sources": [kind], "band_sources": p["band_sources"] | {"procedural": 0}}) for kind in p["sources"]]
+    rows += [("way or source", f"without {name}", without(p, name)) for name in (*BAND_SOURCES, *p["sources"])]
     rows += [("range", name, change) for name, change in WIDER.items()]
     for name, (kinds, procedural) in CORPORA.items():
-        change = {"sources": kinds, "corpus": [f"{corpus}/{kind}" for kind in kinds] if corpus else [], "ways": p["ways"] | ({} if procedural else {"procedural": 0})}
+        change = {"sources": kinds, "corpus": [f"{corpus}/{kind}" for kind in kinds] if corpus else [], "band_sources": p["band_sources"] | ({} if procedural else {"procedural": 0})}
         rows.append(("corpus", name, change))
     rows += [("operation", f"without {name}", without(p, name)) for name in OFF]
     return pd.DataFrame(rows, columns=["group", "variant", "change"])
@@ -141,14 +144,14 @@ def variants(
 # %% ../../nbs/study/89_ablation.ipynb #09042f52
 def materials_for(
     p: dict,  # params.yaml, synthesize_pairs, changed
-    whole: dict,  # of make_materials, with all sources
+    whole: dict,  # of make_base_images, with all sources
     kinds: list,  # the sources that it holds
     seed: int,
-) -> dict:  # of make_materials
+) -> dict:  # of make_base_images
     "Pictures of the sources that are on; the rest as it was."
-    if p["sources"] == kinds and not p["corpus"] or not (p["ways"]["mixed"] or p["ways"]["spectral"]):
+    if p["sources"] == kinds and not p["corpus"] or not (p["band_sources"]["mixed"] or p["band_sources"]["spectral"]):
         return whole
-    fresh = make_materials(p | {"canvases": 0, "ways": p["ways"] | {"procedural": 0}}, seed)
+    fresh = make_base_images(p | {"procedural_scenes": 0, "band_sources": p["band_sources"] | {"procedural": 0}}, seed)
     return whole | {k: fresh[k] for k in ("pixels", "height", "width", "from_corpus")}
 
 
@@ -157,7 +160,7 @@ def train_variant(
     params: dict,  # all of params.yaml
     network: str,
     options: dict,  # of the network
-    whole: dict,  # of make_materials
+    whole: dict,  # of make_base_images
     scenes: list,  # of load_scenes
     accelerator,  # of make_accelerator
 ) -> tuple[Pansharpener, float]:  # trained, on its device; its last training loss
@@ -170,7 +173,7 @@ def train_variant(
     if left_out:
         stream = real_batches([s for s in scenes if s["acquisition"] != left_out], settings["batch"], p["size"], keys)
     else:
-        found = load_materials(materials_for(p, whole, params["synthesize_pairs"]["sources"], params["seed"]), accelerator.device)
+        found = load_base_images(materials_for(p, whole, params["synthesize_pairs"]["sources"], params["seed"]), accelerator.device)
         stream = Stream(found, bands, p, settings["batch"], keys)
     curves = train(model, [], settings, seed=keys, accelerator=accelerator, stream=stream)
     return model.to(accelerator.device), curves[-1]["train_loss"]
@@ -245,14 +248,14 @@ def run(
     "Train and score a share of the variants."
     from safetensors.torch import load_file
 
-    from pansharp_study.simulation.base_images import canvases_path
+    from pansharp_study.simulation.base_images import base_images_path
 
     settle(params["threads"])
     accelerator = make_accelerator(device)
     scenes = load_scenes(file, bands=bands, device=accelerator.device)
     plan = variants(params, sorted({s["acquisition"] for s in scenes}), corpus=corpus)
     plan = plan[[any(part in f"{group}: {name}" for part in only) for group, name in zip(plan["group"], plan["variant"])]].iloc[share[0] :: share[1]]
-    whole, parts = load_file(canvases_path()), []
+    whole, parts = load_file(base_images_path()), []
     for row in plan.itertuples():
         model, loss = train_variant(row.change, params, network, options or NETWORK, whole, scenes, accelerator)
         seed, steps = row.change.get("seed", 0), params["pretrain"]["steps"]

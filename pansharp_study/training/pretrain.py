@@ -26,7 +26,7 @@ from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import count_flops, count_parameters, create_model, save_weights
 from ..optics.wald import upsample
 from .curves import save_curves
-from ..simulation.base_images import canvases_path
+from ..simulation.base_images import base_images_path
 from ..simulation.pool import batch_of, load_pairs, pairs_path
 from ..simulation.stream import open_stream
 
@@ -128,7 +128,7 @@ def make_step(
     def step(batch: dict) -> torch.Tensor:
         lms = batch["lms"]
         optimiser.zero_grad(set_to_none=True)
-        loss = fusion_loss(model(batch["ms"], batch["pan"], lms, batch["pan"].shape[-1] // batch["ms"].shape[-1], mtf=batch["mtf_e4"] / 1e4).float(), batch["gt"], lms)
+        loss = fusion_loss(model(batch["ms"], batch["pan"], lms, batch["pan"].shape[-1] // batch["ms"].shape[-1], mtf=batch["mtf"]).float(), batch["gt"], lms)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, params["clip"])
         optimiser.step()
@@ -183,7 +183,7 @@ def validate(
             b = batch_of(pool, torch.arange(start, min(start + batch, n), device=pool["pan"].device))
             ratio = b["pan"].shape[-1] // b["ms"].shape[-1]
             lms = upsample(b["ms"], ratio)
-            total += float(fusion_loss(model(b["ms"], b["pan"], lms, ratio, mtf=b["mtf_e4"] / 1e4).float(), b["gt"], lms)) * len(lms)
+            total += float(fusion_loss(model(b["ms"], b["pan"], lms, ratio, mtf=b["mtf"]).float(), b["gt"], lms)) * len(lms)
     model.train()
     return total / n
 
@@ -349,7 +349,7 @@ def pretrain(
     stream, drawn = None, {}
     if p["on_the_fly"]:
         stream = open_stream(params, counts, seed=(params["seed"], "pretrain", name), device=accelerator.device, rank=accelerator.process_index, world=world)
-        files += [canvases_path(), *modules_of(SIMULATION)]
+        files += [base_images_path(), *modules_of(SIMULATION)]
         drawn = params["synthesize_pairs"]
     mark = fingerprint(name, params["seed"], p, options, accelerator.device.type, world, drawn, *files)
     checkpoint = here / ".cache" / "checkpoints" / f"{name}.pt"

@@ -24,7 +24,7 @@ from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.optics.wald import degrade, wald_pair
 from pansharp_study.scenes.samples import list_pictures, load_picture
 from pansharp_study.scenes.scene import shift_pan
-from pansharp_study.simulation.spectra import load_spectra
+from pansharp_study.simulation.bands import load_spectra
 
 PICTURES = list(list_pictures("benchmark")["path"])
 SHIFTS = ((0.0, 0.0), (0.5, -0.25), (-1.3, 2.6), (3.7, -3.9))

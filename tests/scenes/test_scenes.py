@@ -20,7 +20,7 @@ from pansharp_study.scenes.geotiff import read_pair, write_geotiff
 from pansharp_study.scenes.samples import list_pictures, load_picture
 from pansharp_study.scenes.scene import make_scene, read_scene, replacing, write_scene
 from pansharp_study.scoring.score import classical_methods, score_scene
-from pansharp_study.simulation.spectra import load_spectra
+from pansharp_study.simulation.bands import load_spectra
 
 PICTURES = root() / "data" / "pictures"
 LICENCES = {

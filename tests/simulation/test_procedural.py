@@ -1,4 +1,4 @@
-"""Procedural canvases: reproducible whatever the split of the work, valid at every size, with one sun and real shadows."""
+"""Procedural scenes: the same however the work is split, valid at every size, with shadows that fit the sun."""
 
 import subprocess
 import sys
@@ -7,40 +7,43 @@ import numpy as np
 import pytest
 import torch
 
-from pansharp_study.simulation.painter import Sun, palette, render, shadows, stamp, things
-from pansharp_study.simulation.procedural import KINDS, make_canvases
+from pansharp_study.simulation.painter import Sun, objects, palette, render, shadows, stamp
+from pansharp_study.simulation.procedural import SCENE_KINDS, paint_scenes
 
 
-def test_same_canvas_in_any_process():
-    """A fresh process that makes only canvas 5 gets the same bytes."""
-    code = "from pansharp_study.simulation.procedural import make_canvases as m; c = m(1, 96, seed=9, first=5); print([int(c[k].long().sum()) for k in sorted(c)])"
+def test_same_scene_in_any_process():
+    """A fresh process that makes only scene 5 gets the same bytes."""
+    code = (
+        "from pansharp_study.simulation.procedural import paint_scenes; scene = paint_scenes(1, 96, seed=9, first=5); "
+        "print([int(scene[k].long().sum()) for k in sorted(scene)])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    here = make_canvases(6, 96, seed=9)
+    here = paint_scenes(6, 96, seed=9)
     assert out.strip() == str([int(here[k][5].long().sum()) for k in sorted(here)])
 
 
 def test_seeds_are_seeds_not_offsets():
-    """Seed 1 canvas 2 is not seed 2 canvas 1."""
-    assert not torch.equal(make_canvases(1, 64, seed=1, first=2)["shade"], make_canvases(1, 64, seed=2, first=1)["shade"])
+    """Seed 1 scene 2 is not seed 2 scene 1."""
+    assert not torch.equal(paint_scenes(1, 64, seed=1, first=2)["shade"], paint_scenes(1, 64, seed=2, first=1)["shade"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCENE_KINDS)
 @pytest.mark.parametrize("size", [64, 200, 256])
 def test_every_kind_and_size(kind, size):
-    """Many small canvases: no empty table, no parcel, quarter or block that breaks it."""
+    """Many small scenees: no empty table, no parcel, quarter or block that breaks it."""
     n = 24 if size == 64 else 4
-    canvas = make_canvases(n, size, seed=3, kinds=(kind,))
-    assert canvas["labels"].shape == canvas["shade"].shape == (n, size, size) and canvas["groups"].shape == (n, 32)
-    assert canvas["labels"].max() < 32 and canvas["groups"].max() < 5
-    assert (canvas["kind"] == KINDS.index(kind)).all()
-    assert (canvas["shade"].float().flatten(1).std(1) > 0.5).all()
-    assert all(len(x.unique()) > (0 if size == 64 else 5) for x in canvas["labels"])  # 64 pixels may be all river
+    scene = paint_scenes(n, size, seed=3, kinds=(kind,))
+    assert scene["labels"].shape == scene["shade"].shape == (n, size, size) and scene["groups"].shape == (n, 32)
+    assert scene["labels"].max() < 32 and scene["groups"].max() < 5
+    assert (scene["kind"] == list(SCENE_KINDS).index(kind)).all()
+    assert (scene["shade"].float().flatten(1).std(1) > 0.5).all()
+    assert all(len(x.unique()) > (0 if size == 64 else 5) for x in scene["labels"])  # 64 pixels may be all river
 
 
 def test_labels_keep_their_group():
     """Towns and fields share one palette, with every group in it."""
-    canvas = make_canvases(4, 64, seed=1, kinds=("town", "fields"))
-    assert (canvas["groups"] == torch.from_numpy(palette())).all() and set(palette().tolist()) == {0, 1, 2, 3, 4}
+    scene = paint_scenes(4, 64, seed=1, kinds=("town", "fields"))
+    assert (scene["groups"] == torch.from_numpy(palette())).all() and set(palette().tolist()) == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("azimuth", np.arange(0, 2 * np.pi, 0.7))
@@ -57,7 +60,12 @@ def test_shadow_points_away_from_the_sun(azimuth):
 def test_roof_faces_the_sun():
     """The half that faces the sun is the brighter one, at any angle of the roof."""
     for angle in np.arange(0, 3, 0.5):
-        table = np.concatenate([things(1, x=32, y=32, long=99, wide=99), things(1, x=32, y=32, long=20, wide=12, angle=angle, pitch=0.6, height=1)])
+        table = np.concatenate(
+            [
+                objects(1, x=32, y=32, long=99, wide=99),
+                objects(1, x=32, y=32, long=20, wide=12, angle=angle, pitch=0.6, height=1),
+            ]
+        )
         sun = Sun(-np.sin(angle), np.cos(angle), 1.0, 0.3)  # shadows fall towards +v
         _, shade = render(stamp(np.zeros((64, 64), np.int32), table), table, sun, np.random.default_rng(0))
         u, v = 5 * np.array([-np.sin(angle), np.cos(angle)])
@@ -67,7 +75,14 @@ def test_roof_faces_the_sun():
 
 def test_stamping_outside_is_harmless():
     """Things beyond the edges, hairlines and an empty table."""
-    table = things(4, x=[-500, 70, 32, 900], y=[10, 63, -3, 900], long=[9, 30, 0.55, 5], wide=[9, 0.5, 40, 5], angle=[0, 0, np.pi / 2, 1])
+    table = objects(
+        4,
+        x=[-500, 70, 32, 900],
+        y=[10, 63, -3, 900],
+        long=[9, 30, 0.55, 5],
+        wide=[9, 0.5, 40, 5],
+        angle=[0, 0, np.pi / 2, 1],
+    )
     owner = stamp(np.full((64, 64), -1, np.int32), table)
     assert set(np.unique(owner)) <= {-1, 1, 2} and (owner == 1).any()
     assert (stamp(np.zeros((64, 64), np.int32), table[:0]) == 0).all()

@@ -97,7 +97,7 @@ def test_all_stages_are_counted():
 TINY = {
     "targets": ["QB"], "networks": ["fusionnet", "panformer"], "band_counts": [4],
     "acquire.offline": True, "synthesize_pairs.samples": 12, "synthesize_pairs.size": 32, "synthesize_pairs.batch": 12,
-    "synthesize_pairs.canvases": 2, "synthesize_pairs.canvas_size": 96,
+    "synthesize_pairs.procedural_scenes": 2, "synthesize_pairs.base_image_size": 96,
     "synthesize_scenes.size": 320, "synthesize_scenes.test": ["colosseum.jpg"], "adapt.steps": 3, "adapt.crop": 48,
     "pretrain.steps": 40, "pretrain.batch": 2, "pretrain.validation": 4, "pretrain.log_every": 10, "pretrain.checkpoint_every": 5,
     "models.fusionnet.width": 4, "models.fusionnet.depth": 2, "models.panformer.width": 8, "models.panformer.depth": 1,
@@ -283,7 +283,7 @@ def test_recipes_name_parameters():
 
 def test_recipes_switch_every_operation_off():
     """The table holds each operation of the simulator with the values that switch it off."""
-    from pansharp_study.simulation.pairs import OFF
+    from pansharp_study.simulation.switches import OFF
 
     for name, values in OFF.items():
         row = next((line for line in RECIPES.split("\n") if f"({name}) |" in line), "")
