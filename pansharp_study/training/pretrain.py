@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..core import load_params, root, seeded, settle
+from ..core import load_params, root, seeded, set_deterministic
 from ..networks.guides import interpolate, statistics
 from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import count_flops, count_parameters, create_model, save_weights
@@ -337,7 +337,7 @@ def pretrain(
     minutes: float = float("inf"),  # stop early, with a checkpoint to go on from
 ) -> dict:  # summary, as written to metrics/pretrain
     "Train one network; write weights, curves, summary and log."
-    settle(params["threads"])
+    set_deterministic(params["threads"])
     accelerator, here, p = make_accelerator(device), root(), params["pretrain"]
     name, options, world = file_name(network, bands), params["models"][network], accelerator.num_processes
     counts = (bands,) if bands else tuple(params["band_counts"])
