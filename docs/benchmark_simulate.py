@@ -37,7 +37,7 @@ from pansharp_study.simulation import pairs  # noqa: E402
 from pansharp_study.simulation.base_images import load_materials, make_materials, scenes_for  # noqa: E402
 from pansharp_study.simulation.pairs import expose, instrument, light_from_labels, light_from_pictures, simulate_pairs  # noqa: E402
 from pansharp_study.simulation.stream import Stream  # noqa: E402
-from pansharp_study.training.pretrain import captured, make_step  # noqa: E402
+from pansharp_study.training.loop import captured, make_step  # noqa: E402
 
 TABLES = ("growth", "stages", "workers", "training")
 FIELDS = ("table", "machine", "bands", "size", "batch", "workers", "part", "pairs_per_s", "share")

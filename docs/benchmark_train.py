@@ -21,7 +21,7 @@ from pansharp_study.core import load_params
 from pansharp_study.networks.guides import interpolate
 from pansharp_study.networks.zoo import count_flops, count_parameters, create_model, list_models, options_for
 from pansharp_study.simulation.stream import open_stream
-from pansharp_study.training.pretrain import Run, captured, fusion_loss, make_accelerator
+from pansharp_study.training.loop import Run, captured, fusion_loss, make_accelerator
 
 FIELDS = ("table", "machine", "torch", "network", "parameters", "gflop_per_sample", "gpus", "samples_per_s", "step_ms", "simulation", "forward", "backward", "optimiser")
 BANDS, REPEATS = 8, 30

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # functions that need PyTorch import it themselves, so that i
 
 # %% ../nbs/00_core.ipynb #c96ed78d
 def root() -> Path:  # the folder that holds settings.ini and params.yaml
-    "The folder named by `PANSHARP_STUDY_ROOT`, else the nearest project above the working folder, else above the package."
+    "The folder of `PANSHARP_STUDY_ROOT`, else the project around the working folder, else around the package."
     if os.environ.get("PANSHARP_STUDY_ROOT"):
         return Path(os.environ["PANSHARP_STUDY_ROOT"]).resolve()
     here = Path.cwd().resolve()
@@ -171,7 +171,7 @@ def seeded(
 def set_deterministic(
     threads: int = 2,  # params.yaml: threads
 ):
-    "Fix the number of threads and, without CUDA, use deterministic kernels, so that a repeated run gives the same bits."
+    "Fix the number of threads and, without CUDA, use deterministic kernels: a repeated run gives the same bits."
     import torch
 
     torch.set_num_threads(threads)

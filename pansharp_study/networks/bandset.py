@@ -41,7 +41,7 @@ class SetBlock(nn.Module):
         width: int,  # channels per band
     ):
         super().__init__()
-        pooled = min(-(-width // 32) * 8, width // 2)  # channels; a multiple of 8 where possible, which suits matrix units
+        pooled = min(-(-width // 32) * 8, width // 2)  # channels; multiples of 8 suit matrix units
         self.split = (width - pooled, pooled)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.own = nn.Conv2d(width - pooled, width, 3, padding=1)
@@ -70,11 +70,11 @@ class BandInputs(NamedTuple):
 
 def sort_inputs(
     bands_in: torch.Tensor,  # (B,C,H,W) normalised
-    guide_channels: torch.Tensor,  # (B,1+details*(1+C)+conditions,H,W): PAN; per kind of detail one common map and C; conditions
+    guide_channels: torch.Tensor,  # (B,1+details*(1+C)+conditions,H,W), PAN first
     details: int,  # kinds of classical detail
     conditions: int,  # numbers about the pair
 ) -> BandInputs:
-    "Separate what all bands share from what each band has for itself."
+    "Separate what all bands share from what each has for itself; per kind of detail, the common map comes first."
     sizes = [1, *[1, bands_in.shape[1]] * details, conditions]
     pan, *found, numbers = guide_channels.split(sizes, 1)
     common = torch.cat([pan, *found[::2]], 1)

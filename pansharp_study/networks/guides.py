@@ -20,7 +20,7 @@ from ..optics.wald import degrade, upsample
 def statistics(
     x: torch.Tensor,  # (B,C,H,W)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # mean and standard deviation, (B,C,1,1) each
-    "Mean and standard deviation of each image and band; a constant band gets standard deviation 1, so that nothing is divided by 0."
+    "Mean and standard deviation of each image and band; a constant band gets standard deviation 1."
     mean = x.mean((2, 3), keepdim=True)
     std = x.std((2, 3), keepdim=True, correction=0)
     return mean, torch.where(std > 1e-3, std, torch.ones_like(std))
@@ -64,7 +64,7 @@ def back_projection(
     *,
     sensor=None,  # name or Sensor: its MTF gains are used
     gain: float = 0.3,  # MTF gain without a sensor
-    sigma: torch.Tensor | None = None,  # (B,1) PAN pixels: blur measured by `relative_blur`, used instead of both
+    sigma: torch.Tensor | None = None,  # (B,1) PAN pixels: from `relative_blur`, used instead of both
     steps: int = 1,
 ) -> torch.Tensor:  # (B,C,H,W) DN
     "Add to `fused` what it lacks of `ms` when it is degraded like MS."
@@ -85,7 +85,7 @@ def back_projection(
 def low_pass(
     pan: torch.Tensor,  # (B,1,H,W)
     ratio: int,
-    sigma: torch.Tensor | None = None,  # (B,1) PAN pixels; default: a gain of 0.3 at the coarse grid's Nyquist frequency
+    sigma: torch.Tensor | None = None,  # (B,1) PAN pixels; default: a gain of 0.3 at MS's Nyquist frequency
 ) -> torch.Tensor:  # (B,1,H,W)
     "PAN blurred by a Gaussian."
     if sigma is None:

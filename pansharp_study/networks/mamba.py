@@ -82,8 +82,8 @@ def selective_scan(u, delta, A, B, C, D, chunk: int = 8) -> torch.Tensor:
             return y.transpose(1, 2).to(u.dtype)
     if torch.is_grad_enabled() or u.numel() * A.shape[1] <= LARGE:
         return scan_chunked(u, delta, A, B, C, D, chunk)
-    singles = zip(*(x.split(1) for x in (u, delta, B, C)))
-    return torch.cat([scan_chunked(one, its_delta, A, its_b, its_c, D, chunk) for one, its_delta, its_b, its_c in singles])
+    ones = [slice(i, i + 1) for i in range(len(u))]
+    return torch.cat([scan_chunked(u[i], delta[i], A, B[i], C[i], D, chunk) for i in ones])
 
 # %% ../../nbs/networks/66_mamba.ipynb #9b30de50
 class CrossScan(nn.Module):

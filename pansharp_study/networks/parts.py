@@ -110,7 +110,7 @@ class CrossModalNetwork(TokenNetwork):
         n_guide_channels: int,  # PAN and the guides
         width: int,  # D, channels of a token
         stride: int,  # PAN pixels per side of a token
-        make_blocks,  # a function without arguments that returns the blocks; each maps two maps (B,D,h,w) to one
+        make_blocks,  # a function that returns the blocks; each maps two (B,D,h,w) to one
     ):
         super().__init__()
         self.stride, cell = stride, stride**2

@@ -54,7 +54,8 @@ def check_options(
         if option not in known:
             near = difflib.get_close_matches(str(option), known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name} has no option {option!r}; {hint}It has {', '.join(sizes)}; the frame has {', '.join(FRAME)}")
+            valid = f"{', '.join(sizes)}; of the frame {', '.join(FRAME)}"
+            raise ValueError(f"{name} has no option {option!r}; {hint}valid are {valid}")
 
 # %% ../../nbs/networks/68_zoo.ipynb #81aa6a6e
 def options_for(
@@ -78,17 +79,19 @@ def create_model(
     bands: int | None = None,  # number of spectral bands C; networks for any number of bands ignore it
     seed: int = 0,  # of the initial weights
     pretrained: bool = False,  # True: the released weights of the folder weights/, which bring their own options
-    **options,  # of the frame (guided, back_project, ...: see Pansharpener) and of the network's class (width, depth, ...)
+    **options,  # of the frame (guided, ...: see Pansharpener) and of the network's class (width, ...)
 ) -> Pansharpener:
     "A network with fresh weights, or with `pretrained=True` the released network with its trained weights and options."
     network = network_class(name)
     if not (network.any_bands or bands):
         free = " or ".join(n for n in list_models() if NETWORKS[n].any_bands)
-        raise ValueError(f"{name} is built for a number of bands, got bands={bands}: pass bands=4, or take {free}, which serves any number")
+        fixed = f"{name} is built for a number of bands, got bands={bands}"
+        raise ValueError(f"{fixed}: pass bands=4, or take {free}, which serves any number")
     bands = None if network.any_bands else bands
     if pretrained:
         if options:
-            raise ValueError(f"The released weights of {name} bring their own options: leave out {next(iter(options))!r}")
+            given = next(iter(options))
+            raise ValueError(f"The released weights of {name} bring their own options: leave out {given!r}")
         return load_pretrained(name, bands)
     check_options(name, options)
     frame = FRAME | {k: v for k, v in options.items() if k in FRAME}
@@ -199,8 +202,8 @@ def to_half(
     "Write a network's weights with 16 bits each."
     for name, values in model.state_dict().items():
         if not values.half().isfinite().all():
-            largest = values.abs().max()
-            raise ValueError(f"{name} holds values that do not fit 16 bits (largest {largest:g}): save_weights keeps 32")
+            largest = float(values.abs().max())
+            raise ValueError(f"{name} has values that do not fit 16 bits (largest {largest:g}): save_weights keeps 32")
     save_weights(deepcopy(model).half(), path, **notes)
     return Path(path)
 
@@ -255,13 +258,14 @@ def load_pretrained(
     entry = known.get((name, bands), known.get((name, None)))
     if entry is None:
         released = ", ".join(f"{n} with {b or 'any number of'} bands" for n, b in known)
-        raise ValueError(f"No released weights of {name!r} with {bands or 'any number of'} bands; there are: {released}")
+        wanted = f"{name!r} with {bands or 'any number of'} bands"
+        raise ValueError(f"No released weights of {wanted}; there are: {released}")
     path = folder / entry["file"]
     if not path.is_file():
         raise FileNotFoundError(f"No {path}: {REPAIR}")
     if (found := sha256_of(path)) != entry["sha256"]:
-        wanted = entry["sha256"]
-        raise ValueError(f"{path} is not the released file (sha256 {found[:12]}..., manifest {wanted[:12]}...): {REPAIR}")
+        difference = f"sha256 {found[:12]}..., manifest {entry['sha256'][:12]}..."
+        raise ValueError(f"{path} is not the released file ({difference}): {REPAIR}")
     return load_weights(path, device=device)
 
 # %% ../../nbs/networks/68_zoo.ipynb #65ba9fce
@@ -276,6 +280,7 @@ def default_model(
     fitting = [w["network"] for w in made["weights"] if not w["bands"] or w["bands"] == bands]
     preferred = [*(name for name in made["best"] if name in fitting), *fitting]
     if not preferred:
-        warnings.warn(f"no released network supports {bands} bands: {FALLBACK} is used; pass model= to choose", stacklevel=3)
+        message = f"no released network supports {bands} bands: {FALLBACK} is used; pass model= to choose"
+        warnings.warn(message, stacklevel=3)
         return FALLBACK
     return preferred[0]

@@ -26,7 +26,7 @@ from ..simulation.base_images import WAYS, load_materials, make_materials
 from ..simulation.pairs import OFF, without
 from ..simulation.stream import Stream
 from ..scoring.score import as_method, score_reduced
-from ..training.pretrain import make_accelerator, train
+from ..training.loop import make_accelerator, train
 
 # %% ../../nbs/study/89_ablation.ipynb #1dbf7cd5
 def save_scenes(

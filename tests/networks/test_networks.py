@@ -13,7 +13,7 @@ from pansharp_study.networks.mamba import scan_chunked, scan_reference
 from pansharp_study.networks.pansharpener import FAMILIES
 from pansharp_study.networks.zoo import count_parameters, create_model, list_models, load_weights, save_weights, to_half
 from pansharp_study.optics.wald import degrade, upsample
-from pansharp_study.training.pretrain import fusion_loss
+from pansharp_study.training.loop import fusion_loss
 
 SMALL = {
     "pnn": {"width": 8}, "pannet": {"width": 8, "depth": 2}, "msdcnn": {"width": 6}, "fusionnet": {"width": 8, "depth": 2},

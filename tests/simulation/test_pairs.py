@@ -557,7 +557,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(flowing, materials, stop, 
 def test_a_killed_training_ends_with_the_same_weights(flowing, materials, tmp_path):
     """Training from folder and shards, killed between checkpoints and gone on with: weights bit for bit those of a run that was let be."""
     from pansharp_study.networks.zoo import create_model
-    from pansharp_study.training.pretrain import train
+    from pansharp_study.training.loop import train
 
     settings = flowing["pretrain"] | {"steps": 9, "checkpoint_every": 4, "log_every": 3, "validation": 2}
 
