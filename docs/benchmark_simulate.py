@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pansharp_study.core import load_params, seeded  # noqa: E402
-from pansharp_study.networks.zoo import count_flops, create_model, list_models  # noqa: E402
+from pansharp_study.networks.zoo import count_flops, create_model, list_models, options_for  # noqa: E402
 from pansharp_study.optics.wald import upsample  # noqa: E402
 from pansharp_study.pictures.canvases import Refill  # noqa: E402
 from pansharp_study.scenes.samples import list_pictures  # noqa: E402
@@ -43,7 +43,7 @@ from pansharp_study.simulation.pairs import (  # noqa: E402
     simulate_pairs,
 )
 from pansharp_study.simulation.stream import Stream  # noqa: E402
-from pansharp_study.training.pretrain import captured, make_step  # noqa: E402
+from pansharp_study.training.loop import captured, make_step  # noqa: E402
 
 TABLES = ("growth", "stages", "workers", "training")
 FIELDS = ("table", "machine", "bands", "size", "batch", "workers", "part", "pairs_per_s", "share")
@@ -163,7 +163,7 @@ class Plain:
 def training_step(name, params, device, bands):
     """A step of training as train makes it: bfloat16, compiled and captured on a GPU where params.yaml says so."""
     p = params["pretrain"]
-    model = create_model(name, bands=bands, seed=1, **params["models"][name]).to(device)
+    model = create_model(name, bands=bands, seed=1, **options_for(name, params)).to(device)
     if p["compile"]:
         model.network.compile(dynamic=False)
     cuda = device == "cuda"
@@ -181,7 +181,7 @@ def training_step(name, params, device, bands):
 def training(base_images, params, device, names, repeats):
     """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
-    flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in names}
+    flops = {n: count_flops(create_model(n, bands=bands, seed=1, **options_for(n, params)), 64) for n in names}
     stream = Stream(base_images, bands, p, batch, ("benchmark",))
     simulating = seconds(lambda: stream.simulate(0), device, repeats) / stream.ahead
     row, b = {"bands": bands, "size": p["size"], "batch": batch}, stream(0)

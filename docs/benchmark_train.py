@@ -19,9 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pansharp_study.core import load_params
 from pansharp_study.networks.guides import interpolate
-from pansharp_study.networks.zoo import count_flops, count_parameters, create_model, list_models
+from pansharp_study.networks.zoo import count_flops, count_parameters, create_model, list_models, options_for
 from pansharp_study.simulation.stream import open_stream
-from pansharp_study.training.pretrain import Run, captured, fusion_loss, make_accelerator
+from pansharp_study.training.loop import Run, captured, fusion_loss, make_accelerator
 
 FIELDS = ("table", "machine", "torch", "network", "parameters", "gflop_per_sample", "gpus", "samples_per_s", "step_ms", "simulation", "forward", "backward", "optimiser")
 BANDS, REPEATS = 8, 30
@@ -43,7 +43,7 @@ def milliseconds(call, repeats=REPEATS):
 def create(name, params):
     """A network of params.yaml, or a variant of one."""
     network, options = VARIANTS.get(name, (name, {}))
-    return create_model(network, bands=BANDS, seed=1, **params["models"][network] | options)
+    return create_model(network, bands=BANDS, seed=1, **options_for(network, params) | options)
 
 
 def prepared(name, params, accelerator):
@@ -124,8 +124,8 @@ def main():
     params = load_params(scale="h100")
     distributed = torch.cuda.device_count() > 1 and "LOCAL_RANK" in os.environ
     if args.scaling or distributed:
-        told, row = scaling(params, args.network)
-        rows = [row] if told else []
+        is_main, row = scaling(params, args.network)
+        rows = [row] if is_main else []
     else:
         rows = shares(params, args.networks)
     path = Path(__file__).with_name("benchmark_train.csv")

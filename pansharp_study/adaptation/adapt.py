@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..core import root, settle
+from ..core import root, set_deterministic
 from ..networks.zoo import load_pretrained, load_weights
 from ..optics.registration import registration_views, residual_warning
 from ..optics.sensors import get_sensor
@@ -85,7 +85,7 @@ def adapt_scenes(
     params: dict,  # all of params.yaml
 ) -> Adapted:
     "Meet one satellite in every way, score, and write metrics/adapt/NAME.{csv,json} and data/fused/NAME.nc."
-    settle(params["threads"])
+    set_deterministic(params["threads"])
     tuning, testing = find_scenes(name)
     methods, losses = classical_methods(params["classical"]), []
     if tuning and testing:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from ..core import seeded
 from pansharp_study.networks.guides import (
-    back_projection, low_pass, matched_spread, solve, statistics, substitution_guides,
+    back_projection, low_pass, solve, statistics, substitution_guides,
 )
-from ..networks.pansharpener import Pansharpener
+from ..networks.pansharpener import Pansharpener, prepare
 from ..networks.zoo import create_model
 from ..optics.wald import degrade, upsample
 
@@ -62,7 +62,7 @@ WHOLE = ("std", "scale", "spread", "mtf")  # of the whole image, not on a grid
 
 def prepared(
     model: Pansharpener,
-    pair: dict,  # ms (1,C,h,w), pan (1,1,H,W), perhaps gt, mask, and mtf (1,1): what the sensor's data sheet says, see models.nominal_gain
+    pair: dict,  # ms (1,C,h,w), pan (1,1,H,W), perhaps gt, mask, and mtf (1,1): what the sensor's data sheet says, see guides.nominal_gain
     *,
     phase: int | None = None,  # of the MS grid
     features: bool = False,  # keep what the head is given
@@ -72,12 +72,13 @@ def prepared(
     ratio = pan.shape[-1] // ms.shape[-1]
     with torch.no_grad():
         lms = upsample(ms, ratio, phase=phase)
-        spread = matched_spread(ms, pan, ratio) if model.matched or model.informed else None
-        mean, std, shown, told = model.prepare(ms, pan, lms, ratio, None, spread, pair.get("mtf"))
-        out = pair | {"base": lms if model.inject else mean.expand_as(lms), "shown": shown, "told": told, "std": std, "scale": statistics(lms)[1]}
+        inputs = prepare(model, ms, pan, lms, ratio, mtf=pair.get("mtf"))
+        shown, told = inputs.bands_in, inputs.guide_channels
+        base = lms if model.inject else inputs.mean.expand_as(lms)
+        out = pair | {"base": base, "shown": shown, "told": told, "std": inputs.std, "scale": statistics(lms)[1]}
         if features:
             out["features"] = model.network.features(shown, told)
-    return out | {"spread": spread} if model.matched else out
+    return out | {"spread": inputs.sigma} if model.estimate_blur else out
 
 
 def fuse_prepared(
@@ -95,7 +96,7 @@ def fuse_prepared(
     fused = seen["base"] + seen["std"] * detail
     if not model.back_project:
         return fused
-    return back_projection(fused, seen["ms"], fused.shape[-1] // seen["ms"].shape[-1], spread=seen.get("spread"), steps=model.back_project)
+    return back_projection(fused, seen["ms"], fused.shape[-1] // seen["ms"].shape[-1], sigma=seen.get("spread"), steps=model.back_project)
 
 # %% ../../nbs/adaptation/72_tune.ipynb #e989fe8a
 def cut_rows(

@@ -56,7 +56,7 @@ def pair_options(
 
 def reduced_pair(
     scene,  # xarray.Dataset
-) -> dict:  # ms, pan, gt, perhaps mask and phase, as from protocol.wald_pair; mtf (1,1), see models.nominal_gain
+) -> dict:  # ms, pan, gt, perhaps mask and phase, as from protocol.wald_pair; mtf (1,1), see guides.nominal_gain
     "The pair at reduced resolution: as given where the scene says that it is one, else by Wald's protocol."
     ms, pan, sensor = pair_tensors(scene)
     options, ratio, told = pair_options(scene), sensor.ratio, {"mtf": nominal_gain(sensor, ms)}

@@ -13,7 +13,8 @@ from copy import copy
 import torch
 import torch.nn.functional as F
 
-from ..networks.pansharpener import Pansharpener, Recalibrate
+from ..networks.pansharpener import Pansharpener
+from ..networks.parts import Recalibrate
 
 # %% ../../nbs/sharpening/77_tiles.ipynb #632899c7
 class Turned(torch.nn.Module):

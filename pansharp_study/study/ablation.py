@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core import load_params, seeded, settle
+from ..core import load_params, seeded, set_deterministic
 from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import create_model, save_weights
 from ..optics.sensors import get_sensor
@@ -27,7 +27,7 @@ from ..simulation.base_images import load_base_images, make_base_images
 from ..simulation.switches import OFF, without
 from ..simulation.stream import Stream
 from ..scoring.score import as_method, score_reduced
-from ..training.pretrain import make_accelerator, train
+from ..training.loop import make_accelerator, train
 
 # %% ../../nbs/study/89_ablation.ipynb #1dbf7cd5
 def save_scenes(
@@ -112,9 +112,9 @@ WIDER = {
 }
 FRAME = {
     "no guides": {"guided": False}, "no component substitution": {"substitution": False}, "no injection": {"inject": False}, "no normalisation": {"normalise": "none"},
-    "no back-projection": {"back_project": 0}, "not informed": {"informed": False},
+    "no back-projection": {"back_project": 0}, "not informed": {"mtf_conditioning": False},
 }
-NETWORK = {"width": 32, "depth": 4, "guided": True, "substitution": True, "matched": True, "informed": True, "back_project": 1}  # FusionNet, small, with the whole frame
+NETWORK = {"width": 32, "depth": 4, "guided": True, "substitution": True, "estimate_blur": True, "mtf_conditioning": True, "back_project": 1}  # FusionNet, small, with the whole frame
 CORPORA = {"natural": (["photograph"], False), "remote sensing": (["remote_sensing"], False), "natural and remote sensing": (["photograph", "remote_sensing"], False),
            "all and procedural": (["photograph", "remote_sensing"], True)}  # kinds of pictures, procedural scenes
 
@@ -250,7 +250,7 @@ def run(
 
     from pansharp_study.simulation.base_images import base_images_path
 
-    settle(params["threads"])
+    set_deterministic(params["threads"])
     accelerator = make_accelerator(device)
     scenes = load_scenes(file, bands=bands, device=accelerator.device)
     plan = variants(params, sorted({s["acquisition"] for s in scenes}), corpus=corpus)

@@ -25,7 +25,7 @@ import torch
 
 from .. import metrics
 from ..classical import METHODS
-from ..core import load_params, settle
+from ..core import load_params, set_deterministic
 from ..networks.zoo import load_pretrained, manifest
 from ..optics.sensors import Sensor
 from ..scoring.tables import save_table
@@ -367,7 +367,7 @@ def main(
             save_pairs(pairs, missing, args.file)
             return print(f"{len(pairs)} pairs of {len(acquisitions(pairs))} acquisitions; missing: " + ("; ".join(f"{m['sensor']} ({m['reason']})" for m in missing) or "none"))
         params["adapt"] |= {k: v for k in ("steps", "batch", "size", "consistency") if (v := getattr(args, k)) is not None}
-        settle(params["threads"])
+        set_deterministic(params["threads"])
         left = run(args.file, args.out, params, networks=args.networks, seeds=args.seeds, share=args.share, device=args.device, minutes=args.minutes, weights=args.weights,
                    paradigms=args.paradigms, most_pairs=args.most_pairs, resolutions=args.resolutions)
     except (ValueError, FileNotFoundError) as error:

@@ -23,7 +23,7 @@ import torch
 
 from .. import metrics
 from ..classical import METHODS
-from ..core import keep_memory, root
+from ..core import reuse_freed_memory, root
 from ..networks.guides import back_projection
 from ..networks.zoo import load_pretrained, load_weights, manifest, sha256_of
 from ..optics.sensors import get_sensor
@@ -332,7 +332,7 @@ def main(
     parser.add_argument("--full-size", type=int, default=512, help="PAN pixels a side scored at full resolution")
     parser.add_argument("--out", help="CSV of all scores")
     args = parser.parse_args(argv)
-    keep_memory()
+    reuse_freed_memory()
     held = args.split != SPLITS[0] and args.weights != []
     try:
         entries = classical_entries() | (network_entries(args.weights, ensemble=args.ensemble) if args.weights != [] else {})

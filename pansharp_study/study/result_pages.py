@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from ..core import load_params, root, settle
+from ..core import load_params, root, set_deterministic
 from .result_tables import TITLES, by_acquisition, yardsticks
 from .results import Results, collect, measure, read_results, write_results
 
@@ -104,7 +104,7 @@ def main(
         if args.real:
             params = load_params(scale=args.scale)
             params["adapt"] |= {"steps": args.steps} if args.steps else {}
-            settle(params["threads"])
+            set_deterministic(params["threads"])
             cache, left = measure(args.real, args.split, params, networks=args.networks, seeds=args.seeds, share=args.share, device=args.device, minutes=args.minutes, most_pairs=args.most_pairs)
             if args.share[1] > 1:
                 return print(f"{left} jobs of share {args.share[0]}/{args.share[1]} are left; the same command without --share puts the rows of all shares together")

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..classical import ABOUT, METHODS
+from ..networks.registry import colour, display_name
 from ..networks.zoo import load_pretrained
 from ..scoring.stats import attainable_level, picture_scores, smallest_p, tile_scores, too_few
 from .ablation import sensor_of
@@ -28,8 +29,8 @@ from .results import Results
 from ..adaptation.tune import PARADIGMS
 
 # %% ../../nbs/study/93_result_tables.ipynb #ffba7f9d
-INK = {"fusionnet": "#1b6ca8", "pannet": "#59a5d8", "panformer": "#c8553d", "panmamba": "#0b8457", "bandset": "#7a4fa3", "": "#8c8c8c"}
-NAMES = {k: v.split(" (")[0] for k, v in FAMILY.items()}  # FusionNet; what kind it is, is told once
+INK = {name: colour(name) for name in FAMILY} | {"": "#8c8c8c"}
+NAMES = {name: display_name(name) for name in FAMILY}
 WAYS = (*PARADIGMS, *MORE)
 TITLES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "QB": "QuickBird", "GF2": "GaoFen-2", "GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # others go by their own name
 

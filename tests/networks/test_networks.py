@@ -1,25 +1,32 @@
-"""Every network: shapes, gradients, learning, storing, compiling, odd sizes, flat images, gain and offset; scans against each other."""
+"""Every registered network: shapes, gradients, learning, storing, compiling, odd sizes, constant images; scans."""
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from pansharp_study.core import load_params, root
+from pansharp_study.core import load_params
 from pansharp_study.networks.guides import back_projection
 from pansharp_study.networks.mamba import scan_chunked, scan_reference
-from pansharp_study.networks.pansharpener import FAMILIES
-from pansharp_study.networks.zoo import count_parameters, create_model, list_models, load_weights, save_weights, to_half
+from pansharp_study.networks.registry import NETWORKS, facts, network_names
+from pansharp_study.networks.zoo import (
+    check_options,
+    count_parameters,
+    create_model,
+    list_models,
+    load_weights,
+    options_for,
+    save_weights,
+    to_half,
+)
 from pansharp_study.optics.wald import degrade, upsample
-from pansharp_study.training.pretrain import fusion_loss
+from pansharp_study.training.loop import fusion_loss
 
-SMALL = {
-    "pnn": {"width": 8}, "pannet": {"width": 8, "depth": 2}, "msdcnn": {"width": 6}, "fusionnet": {"width": 8, "depth": 2},
-    "panformer": {"width": 16, "depth": 1, "heads": 2}, "restormer": {"width": 16, "depth": 1, "heads": 2},
-    "panmamba": {"width": 12, "depth": 1, "state": 4}, "bandset": {"width": 12, "depth": 2},
-}
+SMALL = {name: NETWORKS[name].sizes["laptop"] for name in list_models()}
 ALL = pytest.mark.parametrize("name", SMALL)
 GUIDES = {"guided": True, "substitution": True}
 
@@ -28,14 +35,15 @@ def pair(bands=4, ratio=4, size=(8, 8), batch=1, seed=0):
     """A pair with structure: PAN is a sharp mixture of sharp bands."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, bands + 1, *size, generator=g)
-    sharp = torch.nn.functional.interpolate(coarse, scale_factor=ratio, mode="bilinear") + 0.3 * torch.rand(batch, 1, size[0] * ratio, size[1] * ratio, generator=g)
+    noise = torch.rand(batch, 1, size[0] * ratio, size[1] * ratio, generator=g)
+    sharp = torch.nn.functional.interpolate(coarse, scale_factor=ratio, mode="bilinear") + 0.3 * noise
     gt = 300 + 400 * sharp[:, :bands] * torch.linspace(0.5, 1, bands)[:, None, None]
     return degrade(gt, 0.3, ratio), 100 + 500 * sharp.mean(1, keepdim=True), gt
 
 
-def small(name, bands=4, noise=0.1, **outer):
+def small(name, bands=4, noise=0.1, **frame):
     """An untrained network whose last layer is no longer zero, nor its recalibration one."""
-    model = create_model(name, bands=bands, **{**GUIDES, **outer}, **SMALL[name])
+    model = create_model(name, bands=bands, seed=2, **{**GUIDES, **frame}, **SMALL[name])  # no dead ReLU at this seed
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key, value in model.named_parameters():
@@ -44,9 +52,43 @@ def small(name, bands=4, noise=0.1, **outer):
     return model
 
 
-def test_every_network_is_tested():
-    assert sorted(SMALL) == list_models() == sorted(FAMILIES)
-    assert set(load_params()["models"]) == set(SMALL)
+@ALL
+def test_facts_are_complete(name):
+    """A network states what reports need, and its sizes at both scales are options that it has."""
+    network = NETWORKS[name]
+    assert network.name == name and network.display_name and network.family and network.colour.startswith("#")
+    assert set(network.sizes) == {"laptop", "h100"}
+    for sizes in network.sizes.values():
+        check_options(name, sizes)
+
+
+def test_facts_need_no_import():
+    """The facts read from the text of the modules are those of the classes."""
+    code = "import json; from pansharp_study.networks.registry import _declared; print(json.dumps(_declared()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    declared = json.loads(done.stdout)
+    assert sorted(declared) == list_models() == sorted(network_names())
+    for name, stated in declared.items():
+        assert {"any_bands": False} | stated == facts(name)
+
+
+def test_params_repeat_the_sizes_of_the_classes():
+    """What params.yaml lists for `dvc exp run -S` is what the classes state."""
+    for scale in ("laptop", "h100"):
+        params = load_params(scale=scale)
+        for name in set(params["models"]) - {"frame"}:
+            assert params["models"][name] == NETWORKS[name].sizes[scale], (name, scale)
+        assert set(params["networks"]) <= set(params["models"]), "DVC needs a key for each"
+
+
+@pytest.mark.parametrize("models, message", [
+    ({"fusionet": {"width": 8}}, "Unknown network 'fusionet'"),
+    ({"fusionnet": {"widht": 8}}, "did you mean 'width'"),
+    ({"frame": {"guide": True}}, "did you mean 'guided'"),
+])
+def test_wrong_options_in_params_are_named(models, message):
+    with pytest.raises(ValueError, match=f"params.yaml: models: .*{message}"):
+        options_for("pnn", {**load_params(), "models": models})
 
 
 @ALL
@@ -54,8 +96,8 @@ def test_shapes_and_start(name):
     """4, 8 and 5 bands; before training the result is EXP."""
     for bands in (4, 8, 5):
         ms, pan, _ = pair(bands, batch=2)
-        for outer in ({}, GUIDES):
-            model = create_model(name, bands=bands, **outer, **SMALL[name])
+        for frame in ({}, GUIDES):
+            model = create_model(name, bands=bands, **frame, **SMALL[name])
             assert torch.allclose(model(ms, pan), upsample(ms))
         fused = small(name, bands)(ms, pan)
         assert fused.shape == (2, bands, 32, 32) and (fused - upsample(ms)).abs().max() > 1
@@ -97,8 +139,8 @@ def test_learns_one_pair(name):
 def test_stored_and_read_back(name, tmp_path):
     """All options return; 16 bits cost what rounding costs."""
     ms, pan, _ = pair()
-    outer = {"inject": False, "normalise": "none", "back_project": 1, "substitution": False}
-    for kind, model in (("plain", small(name).eval()), ("other", small(name, **outer).eval())):
+    frame = {"inject": False, "normalise": "none", "back_project": 1, "substitution": False}
+    for kind, model in (("plain", small(name).eval()), ("other", small(name, **frame).eval())):
         save_weights(model, tmp_path / f"{kind}.safetensors", steps=3)
         again = load_weights(tmp_path / f"{kind}.safetensors")
         assert again.recipe == model.recipe and not again.training
@@ -118,11 +160,12 @@ def test_flat_images(name):
     """Nothing is divided by zero."""
     for value in (0.0, 700.0):
         ms, pan = torch.full((1, 4, 8, 8), value), torch.full((1, 1, 32, 32), value / 2)
-        for outer in ({}, {"normalise": "none", "back_project": 1}):
-            model = small(name, **outer)
+        for frame in ({}, {"normalise": "none", "back_project": 1}):
+            model = small(name, **frame)
             fused = model(ms, pan)
             fused.sum().backward()
-            assert fused.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+            assert fused.isfinite().all()
+            assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @ALL
@@ -145,7 +188,7 @@ def test_same_at_any_batch(name):
 
 @pytest.mark.parametrize("name", SMALL if os.environ.get("SLOW") else ["fusionnet", "restormer", "panmamba", "bandset"])
 def test_compiled_is_eager(name):
-    """One graph without breaks from pair to result, forwards and backwards; one network per family, or with SLOW=1 all and the compiler's own kernels."""
+    """One graph without breaks, both ways; one network per family, with SLOW=1 all of them with compiled kernels."""
     ms, pan, gt = pair(size=(4, 4))
     lms = upsample(ms)
     backend = "inductor" if os.environ.get("SLOW") else "aot_eager"
@@ -180,19 +223,9 @@ def test_bandset_serves_any_bands_and_ratio_with_one_file(tmp_path):
         create_model("fusionnet")
 
 
-# ---------------------------------------------------------------- the outer part
+# ---------------------------------------------------------------- the frame
 
-def test_headers_without_outer_options():
-    """Weights released before the outer part had options get its defaults."""
-    for path in sorted((root() / "weights").glob("*.safetensors")):
-        with safe_open(path, "pt") as f:
-            header = json.loads(f.metadata()["model"])
-        if "inject" not in header:
-            recipe = load_weights(path).recipe
-            assert (recipe["inject"], recipe["normalise"], recipe["back_project"], recipe["substitution"]) == (True, "affine", 0, False)
-
-
-def test_outer_parts():
+def test_parts_of_the_frame():
     ms, pan, gt = pair()
     model = small("fusionnet").eval()
     with torch.no_grad():
@@ -223,7 +256,7 @@ def test_values_are_looked_at_when_evaluating():
         model(ms, pan[:, :, 1:])
 
 
-def test_autocast_leaves_the_outer_part_alone():
+def test_autocast_leaves_the_frame_alone():
     """The guides hold details below the 8 significant bits of a bfloat16."""
     ms, pan, _ = pair()
     model = small("bandset").eval()
@@ -239,9 +272,11 @@ def test_autocast_leaves_the_outer_part_alone():
 def test_sizes_at_both_scales():
     """Laptop networks are small; the others fit the files that may be released."""
     for scale, most in (("laptop", 200_000), ("h100", 1_250_000)):
-        for name, sizes in load_params(scale=scale)["models"].items():
+        params = load_params(scale=scale)
+        for name in list_models():
             for bands in (4, 8):
-                assert count_parameters(create_model(name, bands=bands, **sizes)) < most, (scale, name, bands)
+                model = create_model(name, bands=bands, **options_for(name, params))
+                assert count_parameters(model) < most, (scale, name, bands)
 
 
 # ---------------------------------------------------------------- scans

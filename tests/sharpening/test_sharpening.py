@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 
 import pansharp_study
-import pansharp_study.sharpening.sharpen as sharpen_module
 from pansharp_study.classical import METHODS
 from pansharp_study.networks.zoo import create_model, save_weights
 from pansharp_study.optics.filters import mtf_blur
@@ -18,7 +17,7 @@ from pansharp_study.optics.registration import shift_image
 from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.optics.wald import degrade, upsample
 from pansharp_study.sharpening.pair import generic_sensor, open_pair, sensor_for
-from pansharp_study.sharpening.sharpen import UnlikeTraining, best_model, main, sharpen
+from pansharp_study.sharpening.sharpen import UnlikeTraining, main, sharpen
 from pansharp_study.sharpening.tiles import Tiled, Turned, outfitted, ramp, tile_starts
 
 QB = get_sensor("QB")
@@ -165,16 +164,6 @@ def test_any_ratio_and_bands(bands, ratio):
         fused = sharpen(ms, pan, model="MTF-GLP-FS")
     inner = (..., slice(16, -16), slice(16, -16))
     assert fused.shape == gt.shape and (fused - gt)[inner].abs().mean() < 0.6 * (upsample(ms, ratio) - gt)[inner].abs().mean()
-
-
-def test_without_a_network_a_classical_method_stands_in(monkeypatch):
-    entry = {"network": "fusionnet", "bands": 4, "file": "x", "sha256": "0"}
-    monkeypatch.setattr(sharpen_module, "manifest", lambda: {"best": ["fusionnet"], "weights": [entry]})
-    assert best_model(4) == "fusionnet"
-    with pytest.warns(UserWarning, match="no released network knows 5 bands"):
-        assert best_model(5) == "MTF-GLP-FS"
-    monkeypatch.setattr(sharpen_module, "manifest", lambda: {"best": ["any", "fusionnet"], "weights": [entry, {**entry, "network": "any", "bands": None}]})
-    assert best_model(5) == best_model(4) == "any"
 
 
 def test_registration_puts_the_bands_on_pan():

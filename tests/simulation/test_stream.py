@@ -195,7 +195,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(flowing, images, stop, tmp
 def test_a_killed_training_ends_with_the_same_weights(flowing, images, tmp_path):
     """Training that is killed between checkpoints and resumed gives bit for bit the weights of an uninterrupted run."""
     from pansharp_study.networks.zoo import create_model
-    from pansharp_study.training.pretrain import train
+    from pansharp_study.training.loop import train
 
     settings = flowing["pretrain"] | {"steps": 9, "checkpoint_every": 4, "log_every": 3, "validation": 2}
 
