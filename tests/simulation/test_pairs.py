@@ -513,7 +513,7 @@ def test_the_corpus_reaches_the_batches(flowing, materials):
     assert still.refill is None and not torch.equal(steps(still, range(3)), before), "without refill: the pool that the stage decoded"
     for _ in range(12, 90, 6):
         one(one.chunk * 3 + 3)
-    assert one.refill.done.epoch != [0, 0] and one.refill.report.skipped > 0
+    assert one.refill.order.progress.epoch != [0, 0] and one.refill.report.skipped > 0
     assert "broken.JPEG" in str(one.refill.report) and "001.tar: cut off" in str(one.refill.report)
 
 
@@ -527,7 +527,7 @@ def test_a_large_archive_is_not_read_as_a_whole(archive, flowing, materials, tmp
     state = few.state_dict()
     few.load_state_dict(state)
     few(3)
-    assert sum(isinstance(block, str) for block in few.refill.deal.sources[0].blocks) == 40 - 17, "sixteen, and the first one to see that there are pictures"
+    assert sum(isinstance(block, str) for block in few.refill.order.sources[0].blocks) == 40 - 17, "sixteen, and the first one to see that there are pictures"
 
 
 def test_batches_do_not_depend_on_workers(flowing, materials):
@@ -627,7 +627,8 @@ if __name__ == "__main__":
     stream = open_stream(params, 4, seed=(1, "flow"), materials=sys.argv[3], workers=0, ahead=3, rank=rank, world=2)
     for step in range(7):
         print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in stream(step)["gt"]))
-    taken = {(stream.refill.done.sources[t.source].name, t.item.key) for t in (stream.refill.done.task(*s) for s in stream.refill.slots.tolist())}
+    order = stream.refill.order
+    taken = {(order.sources[t.source].name, t.address.key) for t in (order.task(*s) for s in stream.refill.slots.tolist())}
     print(*sorted("|".join(t) for t in taken))
     stream.close()
 """
