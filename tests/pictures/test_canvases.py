@@ -213,7 +213,7 @@ def test_random_bytes_never_escape(tmp_path, encoded):
 
 
 def test_nothing_readable_is_an_error(layouts, tmp_path):
-    """A source of rubbish ends with its names instead of for ever, also as a part of a mixture; so do too many ranks."""
+    """A source of rubbish ends with its names instead of for ever, alone or in a mixture; so do too many ranks."""
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(b"rubbish")
     for parts in (tmp_path, {"good": layouts / "train", "bad": tmp_path}):
