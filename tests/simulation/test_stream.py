@@ -145,7 +145,7 @@ def test_the_corpus_reaches_the_batches(flowing, images):
     )
     for _ in range(12, 90, 6):
         one(one.chunk * 3 + 3)
-    assert one.refill.done.epoch != [0, 0] and one.refill.report.skipped > 0
+    assert one.refill.order.progress.epoch != [0, 0] and one.refill.report.skipped > 0
     assert "broken.JPEG" in str(one.refill.report) and "001.tar: cut off" in str(one.refill.report)
 
 
@@ -161,7 +161,7 @@ def test_a_large_archive_is_not_read_as_a_whole(archive, flowing, images, tmp_pa
     state = few.state_dict()
     few.load_state_dict(state)
     few(3)
-    assert sum(isinstance(block, str) for block in few.refill.deal.sources[0].blocks) == 40 - 17, (
+    assert sum(isinstance(block, str) for block in few.refill.order.sources[0].blocks) == 40 - 17, (
         "sixteen, and the first one to see that there are pictures"
     )
 
@@ -265,9 +265,9 @@ if __name__ == "__main__":
     stream = open_stream(params, 4, seed=(1, "flow"), base_images=sys.argv[3], workers=0, ahead=3, rank=rank, world=2)
     for step in range(7):
         print(*(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in stream(step)["gt"]))
-    done = stream.refill.done
+    done = stream.refill.order
     tasks = [done.task(*slot) for slot in stream.refill.slots.tolist()]
-    taken = {(done.sources[task.source].name, task.item.key) for task in tasks}
+    taken = {(done.sources[task.source].name, task.address.key) for task in tasks}
     print(*sorted("|".join(t) for t in taken))
     stream.close()
 """
