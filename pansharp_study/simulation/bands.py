@@ -184,15 +184,13 @@ def random_responses(
     "Spectral responses of random sensors: boxes with smooth edges."
     nm = torch.as_tensor(WAVELENGTHS_NM, dtype=torch.float32, device=generator.device)
     gaps = max(bands - 1, 1)
-    first = uniform(FIRST_NM, batch, generator, shape=(1,))
-    last = uniform(LAST_NM, batch, generator, shape=(1,))
+    first, last = (uniform(limits, batch, generator, shape=(1,)) for limits in (FIRST_NM, LAST_NM))
     spacing = uniform(SPACING, batch, generator, shape=(gaps,))
     position = (spacing / spacing.sum(1, keepdim=True)).cumsum(1)
     position = torch.cat([torch.zeros_like(first), position], 1)[:, :bands]  # 0 for the first band, 1 for the last
     centre = first + position * (last - first)
     half = (last - first) / gaps * uniform(WIDTH, batch, generator, shape=(bands,))
-    low = uniform(PAN_LOW_NM, batch, generator, shape=(1,))
-    high = uniform(PAN_HIGH_NM, batch, generator, shape=(1,))
+    low, high = (uniform(limits, batch, generator, shape=(1,)) for limits in (PAN_LOW_NM, PAN_HIGH_NM))
     centre = torch.cat([centre, (low + high) / 2], 1)
     half = torch.cat([half, (high - low) / 2], 1)
     edge = uniform([3, 15], batch, generator, shape=(1, 1))  # width of the flanks, nm

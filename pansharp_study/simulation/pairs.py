@@ -81,8 +81,7 @@ def expose(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (n,C,S,S) and (n,1,S,S), fractions of full scale
     "From radiance to signal."
     n, bands = x.shape[:2]
-    leak = uniform(params["pan_leak"], n, generator)
-    level = uniform(params["level"], n, generator)
+    leak, level = (uniform(params[key], n, generator) for key in ("pan_leak", "level"))
     pan, outside = (p / p.mean((2, 3), keepdim=True).clamp_min(1e-4) for p in pan.split(1, 1))
     pan = (1 - leak) * pan + leak * outside
     x = x / x.mean((2, 3), keepdim=True).clamp_min(1e-4)
@@ -91,8 +90,7 @@ def expose(
     x = jitter(x, params["jitter"], generator) * level
     pan = tone(pan, params["pan_gamma"], generator) * level
     haze = level * uniform(params["haze"], n, generator)  # of the first band
-    last = uniform(params["haze_last"], n, generator)  # relative to it
-    pan_haze = uniform(params["pan_haze"], n, generator)
+    last, pan_haze = (uniform(params[key], n, generator) for key in ("haze_last", "pan_haze"))  # relative to it
     return x + haze_by_band(haze, last * haze, bands), pan + pan_haze * haze
 
 # %% ../../nbs/simulation/57_pairs.ipynb #3685a402

@@ -67,8 +67,7 @@ def winding_line(
     t = np.arange(-0.3 * size, 1.3 * size, 5.0)
     wave = 2 * math.pi / rng.uniform(0.5, 3, 3) / size
     off = (rng.uniform(0, 0.2, 3) / wave * np.sin(np.outer(t, wave) + rng.uniform(0, 6.3, 3))).sum(1)
-    u = t - size / 2
-    v = off - off.mean() + size * rng.uniform(-0.45, 0.45)
+    u, v = t - size / 2, off - off.mean() + size * rng.uniform(-0.45, 0.45)
     angle = rng.uniform(0, 2 * math.pi)
     c, s = math.cos(angle), math.sin(angle)
     x, y = size / 2 + c * u - s * v, size / 2 + s * u + c * v
@@ -212,8 +211,7 @@ def parcels(
             break
         across = angle + math.pi / 2 * (level % 2)
         # cut along the line c x + s y = offset, near the middle of the cell
-        c = np.cos(across + rng.normal(0, 0.08, n)).astype("f4")
-        s = np.sin(across + rng.normal(0, 0.08, n)).astype("f4")
+        c, s = (f(across + rng.normal(0, 0.08, n)).astype("f4") for f in (np.cos, np.sin))
         middle_x, middle_y = (np.bincount(sample, t[::4, ::4].ravel(), n) / count.clip(1) for t in (x, y))
         offset = c * middle_x + s * middle_y + 0.7 * np.sqrt(count) * rng.uniform(-1, 1, n)
         c, s, offset = (np.where(cut, t, other).astype("f4")[cell] for t, other in ((c, 0), (s, 0), (offset, 1e6)))
@@ -234,10 +232,11 @@ def crops(
     "The cover of each parcel: crops, soil, grass, water or greenhouses, most of it in rows."
     n = len(angle)
     lined = rng.random(n) < 0.6
-    direction = angle + math.pi / 2 * rng.integers(0, 2, n)
-    slope = rng.normal(0, 0.06, n)
-    cover = surfaces({"crop": 0.52, "soil": 0.25, "grass": 0.20, "water": 0.015, "roof": 0.015}, n, rng)
-    out = objects(n, angle=direction, long=60 / gsd, slope=slope, **cover)
+    shares = {"crop": 0.52, "soil": 0.25, "grass": 0.20, "water": 0.015, "roof": 0.015}
+    out = objects(
+        n, angle=angle + math.pi / 2 * rng.integers(0, 2, n), long=60 / gsd, slope=rng.normal(0, 0.06, n),
+        **surfaces(shares, n, rng),
+    )
     out["rows"] = lined * rng.exponential(0.1, n).clip(0, 0.4)
     out["period"] = np.maximum(np.exp(rng.uniform(0, 2.2, n)) / gsd, 2)
     out["mix"] = np.where(lined, rng.uniform(0, 0.6, n) * (rng.random(n) < 0.5), out["mix"])

@@ -53,9 +53,10 @@ def draw_frame(
     "A frame of random direction at a place; every second one is bent."
     wave = 2 * math.pi / rng.uniform(300, 900)
     bent = rng.random() < 0.5
-    angle = rng.uniform(0, math.pi)
-    bend = bent * rng.uniform(0.1, 0.35) / wave
-    return Frame(gsd, x, y, angle, bend, wave, along=rng.uniform(0, math.pi), zone=zone)
+    return Frame(
+        gsd, x, y, angle=rng.uniform(0, math.pi), bend=bent * rng.uniform(0.1, 0.35) / wave, wave=wave,
+        along=rng.uniform(0, math.pi), zone=zone,
+    )
 
 # %% ../../nbs/simulation/53_town.ipynb #91378a5e
 def split(
@@ -258,8 +259,7 @@ def clutter(
     roof = roofs[np.repeat(np.arange(len(roofs)), count)]
     n, c, s = len(roof), np.cos(roof["angle"]), np.sin(roof["angle"])
     u, v = rng.uniform(-0.85, 0.85, n) * roof["long"], rng.uniform(-0.85, 0.85, n) * roof["wide"]
-    long = np.maximum(rng.uniform(0.4, 2.2, n) / gsd, 0.55)
-    wide = np.maximum(rng.uniform(0.4, 1.6, n) / gsd, 0.55)
+    long, wide = (np.maximum(rng.uniform(0.4, most, n) / gsd, 0.55) for most in (2.2, 1.6))
     out = objects(
         n, x=roof["x"] + c * u - s * v, y=roof["y"] + s * u + c * v, long=long, wide=wide, angle=roof["angle"],
         height=roof["height"] + 1.5 / gsd, zone=roof["zone"], **surfaces({"roof": 0.7, "other": 0.3}, n, rng),
@@ -329,8 +329,7 @@ def cars(
 ) -> np.ndarray:  # objects
     "Cars of about 4.5 m by 1.9 m; one in 25 is a specular reflection."
     n, least = len(x), 0.55 * frame.gsd
-    long = np.maximum(rng.uniform(2, 2.5, n), least)
-    wide = np.maximum(rng.uniform(0.85, 1.05, n), least)
+    long, wide = np.maximum(rng.uniform(2, 2.5, n), least), np.maximum(rng.uniform(0.85, 1.05, n), least)
     out = frame.put(x, y, long, wide, angle, height=1.4 / frame.gsd, **surface("car", n, rng))
     out["shade"] = np.where(rng.random(n) < 0.04, 2.5, out["shade"])
     return out
@@ -340,8 +339,7 @@ def parked(frame: Frame, lot: dict, rng: np.random.Generator) -> np.ndarray:  # 
     "Cars in lots: in rows on car parks, single ones elsewhere."
     at, u, v = scatter(lot, STYLES["cars"][lot["style"]], rng)
     rows = STYLES["name"][at["style"]] == "parking"
-    u = np.where(rows, np.round(0.9 * u / 2.7) * 2.7, u)
-    v = np.where(rows, np.round(0.9 * v / 8) * 8, v)
+    u, v = (np.where(rows, np.round(0.9 * t / step) * step, t) for t, step in ((u, 2.7), (v, 8)))
     return cars(frame, *to_plan(at, u, v), at["angle"] + math.pi / 2 * rows, rng)
 
 
