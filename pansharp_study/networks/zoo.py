@@ -23,7 +23,7 @@ from torch import nn
 from ..core import root
 from . import bandset, cnn, mamba, transformer  # importing them registers their networks  # noqa: F401
 from .guides import N_CONDITIONS
-from .pansharpener import FRAME, Pansharpener
+from .pansharpener import FRAME, Pansharpener, full_frame
 from .registry import NETWORKS
 from ..optics.wald import upsample
 
@@ -94,7 +94,7 @@ def create_model(
             raise ValueError(f"The released weights of {name} bring their own options: leave out {given!r}")
         return load_pretrained(name, bands)
     check_options(name, options)
-    frame = FRAME | {k: v for k, v in options.items() if k in FRAME}
+    frame = full_frame({k: v for k, v in options.items() if k in FRAME})
     sizes = {k: v for k, v in options.items() if k not in FRAME}
     details = int(frame["guided"]) + int(frame["substitution"])
     inputs = network.inputs(bands, details, N_CONDITIONS * frame["mtf_conditioning"])

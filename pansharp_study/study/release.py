@@ -87,7 +87,7 @@ model = create_model({call}, pretrained=True)
 Scores on real scenes and limits: `README.md` in this folder. Attribution of the pictures: the tables named above.
 """
 
-
+# %% ../../nbs/study/96_release.ipynb #525b3dd9
 def card(
     entry: dict,  # of the manifest
 ) -> str:  # Markdown
