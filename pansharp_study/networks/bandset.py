@@ -141,7 +141,7 @@ class BandSet(Network):
 
     def __init__(
         self,
-        details: int = 0, conditions: int = 0,  # kinds of classical detail, and numbers about the pair, among the guides
+        details: int = 0, conditions: int = 0,  # kinds of classical detail, numbers about the pair
         width: int = 32,  # channels of a token, a multiple of 4
         depth: int = 3,  # blocks, the last belongs to the head
         stride: int = 2,  # PAN pixels per token side

@@ -63,14 +63,14 @@ def options_for(
     params: dict,  # all of params.yaml, at one scale
 ) -> dict:  # of create_model
     "The options with which the study builds a network."
-    overrides = {key: value or {} for key, value in params["models"].items()}
+    network, overrides = network_class(name), {key: value or {} for key, value in params["models"].items()}
     frame = overrides.pop("frame", {})
-    for network, options in [(name, frame), *overrides.items()]:
+    for changed, options in [(name, frame), *overrides.items()]:
         try:
-            check_options(network, options)
+            check_options(changed, options)
         except ValueError as error:
             raise ValueError(f"params.yaml: models: {error}") from None
-    return {**network_class(name).sizes[params["scale"]], **frame, **overrides.get(name, {})}
+    return {**network.sizes[params["scale"]], **frame, **overrides.get(name, {})}
 
 # %% ../../nbs/networks/68_zoo.ipynb #2705ebe0
 def create_model(
