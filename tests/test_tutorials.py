@@ -1,4 +1,4 @@
-"""`nbdev_test`, the second step of `make test`, executes every tutorial; this checks that it leaves none of them out."""
+"""`nbdev_test`, the second step of `make test`, executes all tutorials; this checks that it leaves none of them out."""
 
 import json
 from pathlib import Path

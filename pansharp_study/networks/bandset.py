@@ -32,7 +32,7 @@ def to_bands(
     "Add a map that is common to all bands."
     return (x.unflatten(0, (common.shape[0], -1)) + common[:, None]).flatten(0, 1)
 
-
+# %% ../../nbs/networks/67_bandset.ipynb #7eac6798
 class SetBlock(nn.Module):
     "x + s (own * y + pooled * (mean, max of y over bands)), y = ReLU(mix * x), with 3x3 filters and zero borders."
 
@@ -119,12 +119,15 @@ class Head(nn.ModuleList):
         super().__init__([block, fine, zeroed(nn.Conv2d(FINE, 1 + 2 * details, 3, padding=1))])
         self.stride = stride
 
-    def forward(self, features: torch.Tensor, batch: int) -> torch.Tensor:
-        "(B*C,width,h,w) to (B*C,1+2*details,h*stride,w*stride)."
+    def forward(self, features: torch.Tensor, bands_in: torch.Tensor) -> torch.Tensor:
+        "Features (B*C,width,h,w) to maps (B,C,1+2*details,H,W); of the bands (B,C,H,W) only the shape is used."
         block, fine, last = self
-        return last(torch.relu(F.pixel_shuffle(fine(block(features, batch)), self.stride)))
+        height, width = bands_in.shape[2:]
+        tokens = fine(block(features, len(bands_in)))
+        maps = last(torch.relu(F.pixel_shuffle(tokens, self.stride)))
+        return maps[..., :height, :width].unflatten(0, bands_in.shape[:2])
 
-
+# %% ../../nbs/networks/67_bandset.ipynb #6fca8638
 @register
 class BandSet(Network):
     "Detail of each band by shared weights, for any number of bands in any order."
@@ -138,15 +141,13 @@ class BandSet(Network):
 
     def __init__(
         self,
-        details: int = 0,  # kinds of classical detail among the guide channels
-        conditions: int = 0,  # numbers about the pair, at the end of the guide channels
+        details: int = 0, conditions: int = 0,  # kinds of classical detail, numbers about the pair
         width: int = 32,  # channels of a token, a multiple of 4
         depth: int = 3,  # blocks, the last belongs to the head
         stride: int = 2,  # PAN pixels per token side
     ):
         super().__init__()
-        self.stride = stride
-        self.counts = (details, conditions)
+        self.stride, self.counts = stride, (details, conditions)
         self.stem = Stem(width, stride, details, conditions)
         self.body = nn.ModuleList(SetBlock(width) for _ in range(depth - 1))
         self.head = Head(width, stride, details)
@@ -165,7 +166,5 @@ class BandSet(Network):
 
     def output(self, features: torch.Tensor, bands_in: torch.Tensor, guide_channels: torch.Tensor) -> torch.Tensor:
         "Detail (B,C,H,W) from the features and the classical details."
-        batch, bands, height, width = bands_in.shape
-        maps = self.head(features, batch)[..., :height, :width].unflatten(0, (batch, bands))
-        details = sort_inputs(bands_in, guide_channels, *self.counts).details
+        maps, details = self.head(features, bands_in), sort_inputs(bands_in, guide_channels, *self.counts).details
         return sum((maps[:, :, k + 1] * d for k, d in enumerate(details)), maps[:, :, 0])

@@ -56,13 +56,17 @@ def scan_chunked(
     chunk: int = 8,  # K
 ) -> torch.Tensor:  # (B,L,D)
     "The same scan, parallel inside chunks and across them."
-    length, fill = u.shape[1], (0, 0, 0, -u.shape[1] % chunk)
-    uc, dc, Bc, Cc = (F.pad(x, fill).unflatten(1, (-1, chunk)) for x in (u, delta, B, C))  # (batch, chunks, K, ...)
-    s, h = double_up(dc[..., None] * A, (dc * uc)[..., None] * Bc[..., None, :])
+    length = u.shape[1]
+
+    def chunks(x):  # (batch, chunks, K, ...)
+        return F.pad(x, (0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk))
+
+    steps = chunks(delta)
+    s, h = double_up(steps[..., None] * A, (steps * chunks(u))[..., None] * chunks(B)[..., None, :])
     state = double_up(s[:, :, -1], h[:, :, -1])[1]  # (batch, chunks, D, N) at the end of each chunk
     before = torch.cat([torch.zeros_like(state[:, :1]), state[:, :-1]], 1)
     h = h + torch.exp(s) * before[:, :, None]
-    y = (h * Cc[..., None, :]).sum(-1).flatten(1, 2)[:, :length]
+    y = (h * chunks(C)[..., None, :]).sum(-1).flatten(1, 2)[:, :length]
     return y + D * u
 
 # %% ../../nbs/networks/66_mamba.ipynb #b4c0f888
@@ -116,14 +120,14 @@ class CrossScan(nn.Module):
 
     def scan(self, u: torch.Tensor, control: torch.Tensor) -> torch.Tensor:  # (B,H,W,D)
         "The mean of four scans of u (B,H,W,D), controlled by (B,H,W,D+2N): along rows and columns, and both backwards."
-        b, h, w, d = u.shape
+        height, width = u.shape[1:3]
         lines = [torch.cat([x.flatten(1, 2), x.transpose(1, 2).flatten(1, 2)]) for x in (u, control)]  # rows, columns
         sequence, steps = (torch.cat([x, x.flip(1)]) for x in lines)
-        delta, B, C = steps.split([d, self.state, self.state], -1)
+        delta, B, C = steps.split([u.shape[-1], self.state, self.state], -1)
         y = selective_scan(sequence, F.softplus(delta), -torch.exp(self.log_a), B, C, self.skip, self.chunk)
         forwards, backwards = y.chunk(2)
         rows, columns = (forwards + backwards.flip(1)).chunk(2)
-        return (rows.view(b, h, w, d) + columns.view(b, w, h, d).transpose(1, 2)) / 4
+        return (rows.unflatten(1, (height, width)) + columns.unflatten(1, (width, height)).transpose(1, 2)) / 4
 
 # %% ../../nbs/networks/66_mamba.ipynb #93fc4eee
 @register

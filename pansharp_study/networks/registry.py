@@ -47,7 +47,7 @@ def facts(
         return _declared().get(name, {})
     return {key: getattr(network, key) for key in FACTS}
 
-
+# %% ../../nbs/networks/40_registry.ipynb #40809eab
 def display_name(
     name: str,  # such as "fusionnet"
 ) -> str:  # such as "FusionNet"; the name itself for a network that no longer exists

@@ -20,9 +20,8 @@ def to_windows(
     size: int,  # tokens per side
 ) -> torch.Tensor:  # (B*windows, size*size, D)
     "The tokens of each window of a map."
-    b, d, h, w = x.shape
-    x = x.view(b, d, h // size, size, w // size, size)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, size * size, d)
+    x = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (B,D,rows,size,columns,size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, size * size, x.shape[1])
 
 
 def from_windows(
@@ -31,9 +30,9 @@ def from_windows(
     shape: torch.Size,  # (B,D,H,W) to restore
 ) -> torch.Tensor:
     "The map that `to_windows` was given."
-    b, d, h, w = shape
-    x = tokens.view(b, h // size, w // size, size, size, d)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, d, h, w)
+    rows, columns = (n // size for n in shape[2:])
+    x = tokens.view(shape[0], rows, columns, size, size, shape[1])
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(shape)
 
 # %% ../../nbs/networks/65_transformer.ipynb #16ca894c
 class CrossAttention(nn.Module):
@@ -59,11 +58,7 @@ class CrossAttention(nn.Module):
         apart = place[:, :, None] - place[:, None, :] + window - 1
         self.register_buffer("apart", apart[0] * (2 * window - 1) + apart[1], persistent=False)
 
-    def attend(
-        self,
-        queries_from: torch.Tensor,  # (N,T,D)
-        values_from: torch.Tensor,  # (N,T,D)
-    ) -> torch.Tensor:  # (N,T,D)
+    def attend(self, queries_from: torch.Tensor, values_from: torch.Tensor) -> torch.Tensor:  # all (N,T,D)
         "Multi-head attention with a bias per relative position."
         n, t, d = queries_from.shape
         q = self.query(queries_from).view(n, t, self.heads, -1).transpose(1, 2)
@@ -125,7 +120,7 @@ class ChannelNorm(nn.Module):
         "(B,D,H,W) to the same shape."
         return x * (torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.scale)
 
-
+# %% ../../nbs/networks/65_transformer.ipynb #3ea22530
 class ChannelAttention(nn.Module):
     "Replace each map by a mean of maps, weighted by their similarity over the whole image; with a skip connection."
 

@@ -23,7 +23,7 @@ from torch import nn
 from ..core import root
 from . import bandset, cnn, mamba, transformer  # importing them registers their networks  # noqa: F401
 from .guides import N_CONDITIONS
-from .pansharpener import FRAME, Pansharpener
+from .pansharpener import FRAME, Pansharpener, full_frame
 from .registry import NETWORKS
 from ..optics.wald import upsample
 
@@ -63,14 +63,14 @@ def options_for(
     params: dict,  # all of params.yaml, at one scale
 ) -> dict:  # of create_model
     "The options with which the study builds a network."
-    overrides = {key: value or {} for key, value in params["models"].items()}
+    network, overrides = network_class(name), {key: value or {} for key, value in params["models"].items()}
     frame = overrides.pop("frame", {})
-    for network, options in [(name, frame), *overrides.items()]:
+    for changed, options in [(name, frame), *overrides.items()]:
         try:
-            check_options(network, options)
+            check_options(changed, options)
         except ValueError as error:
             raise ValueError(f"params.yaml: models: {error}") from None
-    return {**network_class(name).sizes[params["scale"]], **frame, **overrides.get(name, {})}
+    return {**network.sizes[params["scale"]], **frame, **overrides.get(name, {})}
 
 # %% ../../nbs/networks/68_zoo.ipynb #2705ebe0
 def create_model(
@@ -94,7 +94,7 @@ def create_model(
             raise ValueError(f"The released weights of {name} bring their own options: leave out {given!r}")
         return load_pretrained(name, bands)
     check_options(name, options)
-    frame = FRAME | {k: v for k, v in options.items() if k in FRAME}
+    frame = full_frame({k: v for k, v in options.items() if k in FRAME})
     sizes = {k: v for k, v in options.items() if k not in FRAME}
     details = int(frame["guided"]) + int(frame["substitution"])
     inputs = network.inputs(bands, details, N_CONDITIONS * frame["mtf_conditioning"])

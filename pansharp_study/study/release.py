@@ -61,7 +61,7 @@ def training_facts(
     path = Path(path)
     with safe_open(path, "pt") as f:
         facts = json.loads((f.metadata() or {}).get("model", "{}"))
-    beside = [f"metrics/pretrain/{path.stem}.json", f"logs/pretrain_{path.stem}.json"]
+    beside = [f"metrics/pretrain/{path.stem}/metrics.json", f"logs/pretrain_{path.stem}.json"]
     for file in (path.parents[1] / name for name in beside):
         facts |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     facts |= {k: v for k, v in given.items() if v is not None}
@@ -87,7 +87,7 @@ model = create_model({call}, pretrained=True)
 Scores on real scenes and limits: `README.md` in this folder. Attribution of the pictures: the tables named above.
 """
 
-
+# %% ../../nbs/study/96_release.ipynb #525b3dd9
 def card(
     entry: dict,  # of the manifest
 ) -> str:  # Markdown

@@ -19,7 +19,7 @@ def trained(folder, name="fusionnet_4", bands=4, width=8, **notes):
     path = folder / "models" / f"{name}.safetensors"
     save_weights(create_model("fusionnet", bands=bands, width=width, depth=1), path, steps=7)
     summary, log = {"steps": 7, "samples": 56, "train_loss": 0.5}, {"seconds": 3.0, "device": "H100", **notes}
-    for place, facts in ((f"metrics/pretrain/{name}.json", summary), (f"logs/pretrain_{name}.json", log)):
+    for place, facts in ((f"metrics/pretrain/{name}/metrics.json", summary), (f"logs/pretrain_{name}.json", log)):
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(facts))
