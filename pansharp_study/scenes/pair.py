@@ -47,10 +47,12 @@ class _Fields:
         if self.resolution not in RESOLUTIONS:
             raise ValueError(f"{self.name}: resolution {self.resolution!r} is neither 'reduced' nor 'full'")
         if self.resolution == "reduced" and self.gt is None:
-            raise ValueError(f"{self.name} is marked as reduced but has no reference: give gt, or leave out resolution='reduced'")
+            raise ValueError(f"{self.name} is marked as reduced but has no reference: "
+                             "give gt, or leave out resolution='reduced'")
         want = (1, self.sensor.n_bands, *self.pan.shape[2:])
         if self.gt is not None and tuple(self.gt.shape) != want:
-            raise ValueError(f"{self.name}: gt must have the bands of ms and the size of pan {want}, got {tuple(self.gt.shape)}")
+            got = tuple(self.gt.shape)
+            raise ValueError(f"{self.name}: gt must have the bands of ms and the size of pan {want}, got {got}")
         if self.mask is not None:
             check_mask(self.mask, self.pan)
 
@@ -92,6 +94,12 @@ class _Images(_Fields):
         top, left = max(0, height - k) // 2, max(0, width - k) // 2
         return self.crop(slice(top, top + k), slice(left, left + k))
 
+# %% ../../nbs/scenes/19_pair.ipynb #5b61b586
+def _sensor_of(scene) -> Sensor:
+    "The sensor of a labelled scene, with the bands that the scene has."
+    sensor, names = get_sensor(scene.attrs["sensor"]), tuple(str(b) for b in scene["band"].values)
+    return sensor if names == tuple(sensor.bands) else sensor.subset(names)
+
 # %% ../../nbs/scenes/19_pair.ipynb #9dae45f0
 class Pair(_Images):
     "PAN and MS of one scene at one resolution, and the reference if there is one."
@@ -102,7 +110,7 @@ class Pair(_Images):
         return self.crop(slice(height), slice(width))
 
     def reduced(self) -> "Pair":
-        "Wald's protocol: MS and PAN degraded by the ratio, the original MS as the reference; mask and phase are kept."
+        "Wald's protocol: MS and PAN degraded by the ratio, the original MS as the reference."
         if self.resolution == "reduced":
             raise ValueError(f"{self.name} is at reduced resolution already: score it as it is")
         pair = self.trimmed()
@@ -121,10 +129,11 @@ class Pair(_Images):
 
     @classmethod
     def from_scene(cls, scene) -> "Pair":  # xarray.Dataset, see scenes.scene.make_scene
-        "The tensors and facts of a labelled scene; MS centred between two PAN pixels is moved onto the usual grid."
+        "A labelled scene as tensors; MS that is centred between two PAN pixels is moved onto the usual grid."
         facts = scene.attrs
         sensor = _sensor_of(scene)
-        images = {k: torch.from_numpy(scene[k].values.astype(np.float32))[None] for k in ("ms", "pan", "gt") if k in scene}
+        names = [k for k in ("ms", "pan", "gt") if k in scene]
+        images = {k: torch.from_numpy(scene[k].values.astype(np.float32))[None] for k in names}
         images["pan"] = images["pan"][None]
         check_pair(images["ms"], images["pan"], sensor.ratio, sensor.n_bands)
         phase = float(facts.get("phase", sensor.ratio // 2))
@@ -133,16 +142,11 @@ class Pair(_Images):
             images["ms"], phase = shift_image(images["ms"], off).float(), sensor.ratio // 2
         if "valid" in scene and not scene["valid"].values.all():
             images["mask"] = torch.from_numpy(scene["valid"].values.astype(bool))[None, None]
-        return cls(**images, sensor=sensor, phase=int(phase), name=facts["name"], acquisition=facts.get("acquisition", ""),
-                   resolution=facts.get("resolution", "full"), simulated=facts["simulated"] == "yes")
+        labels = {"name": facts["name"], "acquisition": facts.get("acquisition", "")}
+        resolution, simulated = facts.get("resolution", "full"), facts["simulated"] == "yes"
+        return cls(**images, **labels, sensor=sensor, phase=int(phase), resolution=resolution, simulated=simulated)
 
-
-def _sensor_of(scene) -> Sensor:
-    "The sensor of a labelled scene, with the bands that the scene has."
-    sensor, names = get_sensor(scene.attrs["sensor"]), tuple(str(b) for b in scene["band"].values)
-    return sensor if names == tuple(sensor.bands) else sensor.subset(names)
-
-# %% ../../nbs/scenes/19_pair.ipynb #842cc237
+# %% ../../nbs/scenes/19_pair.ipynb #5ab57bc2
 IMAGES = ("ms", "pan", "gt", "mask")
 LABELS = ("phase", "name", "acquisition", "split", "resolution", "simulated", "shift")
 FORMAT = "2"
@@ -159,7 +163,8 @@ def save_pairs(
     tensors, labels = {}, []
     for i, pair in enumerate(pairs):
         if get_sensor(pair.sensor.name) != pair.sensor:
-            raise ValueError(f"{pair.name}: only sensors that get_sensor knows can be saved, not a changed {pair.sensor.name}")
+            known = f"only sensors that get_sensor knows can be saved, not a changed {pair.sensor.name}"
+            raise ValueError(f"{pair.name}: {known}")
         for key in IMAGES:
             if (image := getattr(pair, key)) is not None:
                 tensors[f"{i}|{key}"] = (image if key == "mask" else image.float()).contiguous().clone()
@@ -167,7 +172,7 @@ def save_pairs(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, {"format": FORMAT, "pairs": json.dumps(labels), "notes": json.dumps(notes)})
 
-
+# %% ../../nbs/scenes/19_pair.ipynb #70eb0431
 def load_pairs(
     path: str | Path,  # written by save_pairs
     *,
@@ -181,7 +186,8 @@ def load_pairs(
     with safe_open(path, "pt", device=str(device)) as f:
         header = f.metadata() or {}
         if header.get("format") != FORMAT:
-            raise ValueError(f"{path} is no file of pairs in format {FORMAT}, but in format {header.get('format')}: prepare it again")
+            found = header.get("format")
+            raise ValueError(f"{path} is no file of pairs in format {FORMAT}, but in format {found}: prepare it again")
         labels, images = json.loads(header["pairs"]), {}
         for key in f.keys():
             index, _, part = key.partition("|")
