@@ -56,14 +56,14 @@ class _Fields:
         if self.mask is not None:
             check_mask(self.mask, self.pan)
 
-# %% ../../nbs/scenes/19_pair.ipynb #b27c607b
-class _Images(_Fields):
-    "A `Pair`'s operations on its images."
-
     @property
     def ratio(self) -> int:
         "PAN pixels per MS pixel, each way."
         return self.sensor.ratio
+
+# %% ../../nbs/scenes/19_pair.ipynb #b27c607b
+class _Images(_Fields):
+    "A `Pair`'s operations on its images."
 
     @property
     def options(self) -> dict:
@@ -94,6 +94,11 @@ class _Images(_Fields):
         top, left = max(0, height - k) // 2, max(0, width - k) // 2
         return self.crop(slice(top, top + k), slice(left, left + k))
 
+    def trimmed(self) -> "Pair":
+        "Rows and columns cut at the lower right, so that MS has whole multiples of the ratio and can be reduced."
+        height, width = (n // self.ratio * self.ratio for n in self.ms.shape[2:])
+        return self.crop(slice(height), slice(width))
+
 # %% ../../nbs/scenes/19_pair.ipynb #5b61b586
 def _sensor_of(scene) -> Sensor:
     "The sensor of a labelled scene, with the bands that the scene has."
@@ -103,11 +108,6 @@ def _sensor_of(scene) -> Sensor:
 # %% ../../nbs/scenes/19_pair.ipynb #9dae45f0
 class Pair(_Images):
     "PAN and MS of one scene at one resolution, and the reference if there is one."
-
-    def trimmed(self) -> "Pair":
-        "Rows and columns cut at the lower right, so that MS has whole multiples of the ratio and can be reduced."
-        height, width = (n // self.ratio * self.ratio for n in self.ms.shape[2:])
-        return self.crop(slice(height), slice(width))
 
     def reduced(self) -> "Pair":
         "Wald's protocol: MS and PAN degraded by the ratio, the original MS as the reference."
