@@ -25,7 +25,8 @@ from ..scoring.tables import save_table
 from ..simulation.base_images import WAYS, load_materials, make_materials
 from ..simulation.pairs import OFF, without
 from ..simulation.stream import Stream
-from ..scoring.score import as_method, score_reduced
+from ..scoring.score import score_reduced
+from ..networks.pansharpener import as_method
 from ..training.pretrain import make_accelerator, train
 
 # %% ../../nbs/study/89_ablation.ipynb #1dbf7cd5

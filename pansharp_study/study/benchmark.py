@@ -32,7 +32,8 @@ from ..scoring.tables import save_table
 from pansharp_study.study.benchmark_pairs import (
     COSTS, INDICES, ROW, SCHEMA_VERSION, Pair, load_pairs, real_pairs, save_pairs, simulated_pairs,
 )
-from ..scoring.score import as_method, score_full, score_reduced
+from ..scoring.score import score_full, score_reduced
+from ..networks.pansharpener import as_method
 from ..adaptation.tune import PARADIGMS, Tuned, adapted, supervise
 
 # %% ../../nbs/study/91_benchmark.ipynb #aa8bc3d8

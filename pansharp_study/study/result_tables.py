@@ -21,7 +21,7 @@ from ..scoring.stats import attainable_level, picture_scores, smallest_p, tile_s
 from .ablation import sensor_of
 from .benchmark import MORE, gains
 from .benchmark_pairs import load_pairs
-from ..scoring.score import as_method
+from ..networks.pansharpener import as_method
 from .figures import FAMILY
 from .report_tables import score_table, styled
 from .results import Results
