@@ -8,6 +8,7 @@ __all__ = ['RESOLUTIONS', 'IMAGES', 'LABELS', 'FORMAT', 'Pair', 'save_pairs', 'l
 # %% ../../nbs/scenes/19_pair.ipynb #0c5ba053
 import json
 import math
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from ..core import check_pair
 from ..optics.masks import check_mask, fill_invalid, mask_to_ms, shrink_mask
-from ..optics.registration import register, shift_image
+from ..optics.registration import estimate_shift, shift_image
 from ..optics.sensors import Sensor, get_sensor
 from ..optics.wald import wald_pair
 
@@ -121,11 +122,14 @@ class Pair(_Images):
         "PAN moved on to the grid of MS by the displacement that is estimated from the two alone."
         pan = fill_invalid(self.pan, self.mask)
         ms = self.ms if self.mask is None else fill_invalid(self.ms, mask_to_ms(self.mask, self.ratio))
-        _, moved, found = register(ms, pan, self.sensor, **self.options)
+        found = estimate_shift(ms, pan, self.sensor, **self.options)
+        if not found.found.all():
+            r2 = float(found.r2_before[0])
+            warnings.warn(f"{self.name}: no displacement found (R2 {r2:.2f}); left as given", stacklevel=2)
         shift = tuple(found.shift[0].tolist())
         reach = 8 + math.ceil(max(map(abs, shift)))  # pixels that an invalid one has reached
         mask = None if self.mask is None else shrink_mask(self.mask, reach)
-        return replace(self, pan=moved.float(), mask=mask, shift=shift)
+        return replace(self, pan=shift_image(pan, -found.shift).float(), mask=mask, shift=shift)
 
     @classmethod
     def from_scene(cls, scene) -> "Pair":  # xarray.Dataset, see scenes.scene.make_scene
