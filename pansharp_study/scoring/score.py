@@ -78,7 +78,7 @@ def ndvi_error(
         r, n = x[:, red].double(), x[:, infrared].double()
         return ((n - r) / (n + r).clamp_min(1.0)).clamp(-1, 1)
 
-    apart = (ndvi(fused) - ndvi(gt)).abs()[INNER]
+    apart = (ndvi(fused) - ndvi(gt))[INNER].abs()
     return float((apart if mask is None else apart[mask[:, 0][INNER]]).mean())
 
 # %% ../../nbs/scoring/26_score.ipynb #305c6735
