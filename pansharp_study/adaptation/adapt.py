@@ -77,9 +77,12 @@ def starting_points(
     "Freshly pretrained networks, and released ones beside them."
     fresh = params["adapt"]
     released = fresh | {"steps": fresh["released_steps"]}
-    out = [(n, load_weights(root() / "models" / f"{n}_{bands}.safetensors"), PARADIGMS, fresh) for n in params["networks"]]
     tuned = PARADIGMS[:3] if released["steps"] else PARADIGMS[:1]
-    return out + [(RELEASED + n, load_pretrained(n, bands), tuned, released) for n in fresh["released"]]
+    out = []
+    for name in params["networks"]:
+        model = load_weights(root() / "models" / f"{name}_{bands}.safetensors")
+        out.append((name, model, PARADIGMS, fresh))
+    return out + [(RELEASED + name, load_pretrained(name, bands), tuned, released) for name in fresh["released"]]
 
 
 def tuned_methods(
@@ -91,7 +94,8 @@ def tuned_methods(
     methods, losses = {}, []
     for label, model, paradigms, options in starting_points(params, full.sensor.n_bands):
         unchanged = as_method(model)
-        for paradigm, tuned in adapt_model(model, pair, options, params["seed"], paradigms=paradigms, full=full).items():
+        found = adapt_model(model, pair, options, params["seed"], paradigms=paradigms, full=full)
+        for paradigm, tuned in found.items():
             method = as_method(tuned.network) if tuned.share else unchanged  # an unchanged network is scored once
             methods[f"{label} {paradigm}", label, paradigm] = method
             losses += [(label, paradigm, step + 1, loss) for step, loss in enumerate(tuned.losses)]
@@ -102,7 +106,7 @@ def adapt_scenes(
     name: str,  # benchmark, see find_scenes
     params: dict,  # all of params.yaml
 ) -> AdaptationResult:
-    "Run zero-shot and one-shot tuning for one satellite, score, and write metrics/adapt/NAME.{csv,json} and data/fused/NAME."
+    "Run zero-shot and one-shot tuning for one satellite, score, and save in metrics/adapt and data/fused."
     settle(params["threads"])
     tuning, testing = find_scenes(name)
     methods, losses, rows, crops = classical_methods(params["classical"]), [], [], {}
@@ -142,7 +146,8 @@ def registration(
     level, sentence = residual_warning(*images, **pair.options)
     fringes = registration_views(*images, phase=pair.phase)["fringes"]
     top, left = ((n - size) // 2 for n in fringes.shape[:2])
-    return level, sentence, torch.from_numpy((fringes[top : top + size, left : left + size] * 255).round().astype("uint8"))
+    middle = fringes[top : top + size, left : left + size]
+    return level, sentence, torch.from_numpy((middle * 255).round().astype("uint8"))
 
 
 def save_results(

@@ -31,7 +31,8 @@ def score_reduced(
 ) -> dict:  # sam_deg, ergas, q2n, psnr_db
     "Compare with the reference, margins cut."
     if min(gt.shape[2:]) < SMALLEST:
-        raise ValueError(f"A reference of {tuple(gt.shape[2:])} is too small to score: want {SMALLEST} pixels a side or more")
+        size = tuple(gt.shape[2:])
+        raise ValueError(f"A reference of {size} is too small to score: want {SMALLEST} pixels a side or more")
     sensor = get_sensor(sensor)
     x, y = fused[INNER].double(), gt[INNER].double()
     valid = None if mask is None else mask[INNER]
@@ -142,7 +143,7 @@ def score_scene(
     methods: dict,  # (method, network, paradigm) -> function
     *,
     resolutions: tuple = ("reduced", "full"),  # to score at, where the scene has them
-    crop: int | None = None,  # pixels a side kept of the fused images; None: all, gigabytes for many methods on a large scene
+    crop: int | None = None,  # pixels a side kept of the fused images; None: all
 ) -> tuple[pd.DataFrame, dict]:  # one row per method and resolution; resolution -> name -> fused image
     "Fuse one scene with every method at both resolutions and score the results."
     pairs, rows, done = pairs_of(scene, resolutions), [], {}
@@ -155,5 +156,6 @@ def score_scene(
                 done[resolution, function] = middle(fused, crop), score_fused(fused, pair)
             images[resolution][method], scores = done[resolution, function]
             labels = {"sensor": pair.sensor.name, "scene": pair.name, "simulated": "yes" if pair.simulated else "no"}
-            rows.append(labels | {"method": method, "network": network, "paradigm": paradigm, "resolution": resolution} | scores)
+            labels |= {"method": method, "network": network, "paradigm": paradigm}
+            rows.append(labels | {"resolution": resolution} | scores)
     return pd.DataFrame(rows).reindex(columns=COLUMNS), images

@@ -107,7 +107,10 @@ FRAME = {
     "not informed": {"informed": False},
 }
 # FusionNet, small, with the whole frame
-NETWORK = {"width": 32, "depth": 4, "guided": True, "substitution": True, "matched": True, "informed": True, "back_project": 1}
+NETWORK = {
+    "width": 32, "depth": 4,
+    "guided": True, "substitution": True, "matched": True, "informed": True, "back_project": 1,
+}
 CORPORA = {  # kinds of pictures, procedural scenes
     "natural": (["photograph"], False),
     "remote sensing": (["remote_sensing"], False),
@@ -208,12 +211,13 @@ def mean_errors(
     keys: list,  # columns that tell trainings apart
 ) -> pd.DataFrame:  # sam_deg, ergas; indexed by keys
     "Scenes averaged within each acquisition, then acquisitions."
-    return rows.groupby([*keys, "acquisition"], sort=False)[["sam_deg", "ergas"]].mean().groupby(keys, sort=False).mean()
+    each = rows.groupby([*keys, "acquisition"], sort=False)[["sam_deg", "ergas"]].mean()
+    return each.groupby(keys, sort=False).mean()
 
 
 def effect_table(
     rows: pd.DataFrame,  # of the command: group, variant, seed, scene, acquisition, sam_deg, ergas
-) -> pd.DataFrame:  # group, variant, sam_deg, ergas: ratios to everything on; noise: twice the spread of the repetitions
+) -> pd.DataFrame:  # group, variant, ratios of SAM and ERGAS to everything on, twice the spread of the repetitions
     "What every change does to the error on real scenes; above 1 it harms."
     means = mean_errors(rows, ["group", "variant", "seed"])
     whole = means.loc["whole"]
@@ -230,8 +234,9 @@ def gap_table(
     kept = rows[rows["group"].isin(["whole", "way", "source"])]
     simulated = kept.groupby(["variant", "acquisition"], sort=False)[["sam_deg", "ergas"]].mean()
     real = rows[rows["group"] == "real patches"]
-    real = real[real["variant"] == "without " + real["acquisition"]].groupby("acquisition")[["sam_deg", "ergas"]].mean()
-    return simulated.div(real, level="acquisition").reset_index()
+    real = real[real["variant"] == "without " + real["acquisition"]]
+    means = real.groupby("acquisition")[["sam_deg", "ergas"]].mean()
+    return simulated.div(means, level="acquisition").reset_index()
 
 # %% ../../nbs/study/89_ablation.ipynb #b40103d8
 def short_decay(
@@ -308,7 +313,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     two.add_argument("--only", default="", help="parts of groups and names, with commas")
     options = "of the network, as JSON; default: a small FusionNet with the whole frame"
     two.add_argument("--options", type=json.loads, help=options)
-    corpus = "folder of `python -m pansharp_study.pictures.corpus`, one folder per kind of picture, for the group corpus"
+    corpus = "folder of `python -m pansharp_study.pictures.corpus`, one folder per kind, for the group corpus"
     two.add_argument("--corpus", help=corpus)
     two.add_argument("--keep", help="folder for the weights")
     return parser.parse_args(argv)

@@ -277,7 +277,8 @@ def is_done(path: Path, weights_sha256: str, steps: int) -> bool:
     with path.open(newline="") as f:
         rows = list(csv.DictReader(f))
     same_weights = {r["weights_sha256"] for r in rows} <= {weights_sha256, ""}
-    return bool(rows) and same_weights and all(int(r["steps"]) == steps for r in rows if r["paradigm"] == "one-shot full")
+    tuned = [int(r["steps"]) for r in rows if r["paradigm"] == "one-shot full"]
+    return bool(rows) and same_weights and all(n == steps for n in tuned)
 
 # %% ../../nbs/study/91_benchmark.ipynb #d4bedf07
 def run_job(
@@ -322,8 +323,9 @@ def run_jobs(
     tiles, missing = load_tiles(file, device=device)
     out, begin, trained, adapt = Path(out), time.monotonic(), {}, params["adapt"]
     jobs = jobs_of(tiles, networks, seeds)[share[0] :: share[1]]
-    about = {"machine": machine_name(device), "device": str(device), "adapt": adapt, "networks": networks, "seeds": seeds}
-    save_settings(out / f"settings_{share[0]}.json", **about, share=share, **options, resolutions=resolutions)
+    about = {"machine": machine_name(device), "device": str(device), "adapt": adapt, "networks": networks}
+    about |= {"seeds": seeds, "share": share, **options, "resolutions": resolutions}
+    save_settings(out / f"settings_{share[0]}.json", **about)
     for i, (key, network, seed) in enumerate(jobs):
         own, path = acquisitions(tiles)[key], out / "rows" / f"{job_name(key, network, seed)}.csv"
         bands = own[0].sensor.n_bands
@@ -368,7 +370,7 @@ def read_missing(
 def gains(
     rows: pd.DataFrame,  # of read_rows
     resolution: str = "reduced",
-) -> pd.DataFrame:  # network, paradigm, acquisition: ratios to zero-shot of the same scenes and seed; below 1 is better
+) -> pd.DataFrame:  # network, paradigm, acquisition: ratios to zero-shot on the same scenes, below 1 is better
     "What each paradigm is worth against zero-shot."
     part = rows[(rows["resolution"] == resolution) & (rows["paradigm"] != "classical")]
     keys, indices = ["acquisition", "network", "seed", "scene"], ["sam_deg", "ergas"]
@@ -403,7 +405,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     two.add_argument("--scale", default="h100", help="of params.yaml")
     for name in ("steps", "batch", "size"):
         two.add_argument(f"--{name}", type=int, help="default: params.yaml, adapt")
-    two.add_argument("--consistency", type=float, help="weight of the full-resolution loss; default: params.yaml, adapt")
+    consistency = "weight of the full-resolution loss; default: params.yaml, adapt"
+    two.add_argument("--consistency", type=float, help=consistency)
     share = "k/n: every n-th job, from the k-th"
     two.add_argument("--share", default=(0, 1), type=lambda s: tuple(int(v) for v in s.split("/")), help=share)
     two.add_argument("--device", default="cpu")

@@ -20,12 +20,16 @@ from ..scenes.scene import replacing
 # %% ../../nbs/study/82_held_out.ipynb #aa1eabd1
 def commit_now() -> str:  # 40 hex digits, "+ changes" behind them if files differ, "unknown" without git
     "Which state of the project is running."
-    commands = ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "pansharp_study")
+
+    def git(*words):
+        command = ["git", "-C", str(root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        runs = [subprocess.run(["git", "-C", str(root()), *c], capture_output=True, text=True, check=True) for c in commands]
+        commit = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "pansharp_study")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    commit, changes = (run.stdout.strip() for run in runs)
     return commit + " + changes" * bool(changes)
 
 
@@ -78,8 +82,9 @@ def add_to_record(
     again: bool = False,
 ) -> dict:  # the new entry
     "Add a scoring to the record."
-    entry = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit_now(), "again": again, "weights": weights}
-    entry |= {"acquisitions": acquisitions, "scenes": scenes, "scores": _rows(scores), "ratios": _rows(ratios)}
+    entry = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit_now()}
+    entry |= {"again": again, "weights": weights, "acquisitions": acquisitions, "scenes": scenes}
+    entry |= {"scores": _rows(scores), "ratios": _rows(ratios)}
     with replacing(path) as temporary:
         Path(temporary).write_text(json.dumps([*read_record(path), entry], indent=1) + "\n", encoding="utf-8")
     return entry

@@ -111,11 +111,12 @@ def score_pairs(
     for pair in pairs:
         bands, registered = pair.sensor.n_bands, pair.shift is not None
         progress(f"{pair.name} at {pair.resolution} resolution, {'registered' if registered else 'as given'}")
-        labels = {"split": pair.split, "bands": bands, "sensor": pair.sensor.name, "acquisition": pair.acquisition, "scene": pair.name}
+        labels = {"split": pair.split, "bands": bands, "sensor": pair.sensor.name, "acquisition": pair.acquisition}
+        labels |= {"scene": pair.name, "resolution": pair.resolution}
         for name, (paradigm, by_bands) in entries.items():
             if method := by_bands.get(bands, by_bands.get(None)):
                 about = {"method": name, "paradigm": paradigm, "registered": registered}
-                rows.append(labels | {"resolution": pair.resolution} | about | score(pair, method))
+                rows.append(labels | about | score(pair, method))
     return pd.DataFrame(rows)
 
 
@@ -227,7 +228,7 @@ def full_table(
     rows: pd.DataFrame,  # from score_pairs
     *,
     paradigm: str | None = "zero-shot",  # None: every method
-) -> pd.DataFrame:  # one row per split, bands, network and classical method: gains in HQNR and D_rho, positive is better
+) -> pd.DataFrame:  # one row per split, bands, network and classical method: gains, positive is better
     "Networks against the best classical methods at full resolution, all registered."
     out = []
     for (split, bands), part in rows.groupby(["split", "bands"], sort=False):

@@ -101,7 +101,7 @@ def grid_offset(
     gt: torch.Tensor,  # (1,C,H,W)
     ms: torch.Tensor,  # (1,C,h,w)
     sensor: str | Sensor,
-) -> tuple[float, float]:  # PAN pixels, rows and columns; (0, 0): coarse pixel i is centred on fine index ratio * i + ratio // 2
+) -> tuple[float, float]:  # PAN pixels, rows and columns; (0, 0) for the usual phase, ratio // 2
     "How far MS lies off the toolbox's grid."
     sensor, inner = get_sensor(sensor), (..., slice(4, -4), slice(4, -4))
     gt = gt.double()

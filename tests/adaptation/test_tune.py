@@ -1,4 +1,4 @@
-"""Tuning on one pair: symmetries keep the phase, crops belong together, held-out rows teach nothing, and harm is undone."""
+"""Tuning on one pair: symmetries keep the phase, crops belong together, held-out rows teach nothing, harm is undone."""
 
 import math
 from dataclasses import replace
