@@ -57,7 +57,7 @@ def find_scenes(
         return linked_scenes(folder)
     return tuple([read_scene(p) for p in sorted(folder.glob(f"{kind}_*.nc"))] for kind in ("tune", "test"))
 
-# %% ../../nbs/adaptation/74_adapt.ipynb #7931ce93
+# %% ../../nbs/adaptation/74_adapt.ipynb #083caa3b
 @dataclass
 class AdaptationResult:
     "What `adapt_scenes` found."
@@ -84,7 +84,7 @@ def starting_points(
         out.append((name, model, PARADIGMS, fresh))
     return out + [(RELEASED + name, load_pretrained(name, bands), tuned, released) for name in fresh["released"]]
 
-
+# %% ../../nbs/adaptation/74_adapt.ipynb #a5fe8dcd
 def tuned_methods(
     scene,  # xarray.Dataset to tune on
     params: dict,  # all of params.yaml

@@ -6,7 +6,7 @@
 __all__ = ['MARGIN', 'SHARES', 'GAIN_FRACTION', 'MIN_GAIN', 'MAX_CACHED_BYTES', 'N_CHECKS', 'PARADIGMS', 'TUNING_OPTIONS',
            'frozen_table', 'band_error', 'spectral_angle', 'full_inputs', 'consistency_loss', 'AveragedWeights',
            'choose_share', 'train_and_holdout_views', 'can_cache', 'holdout_error', 'Tuned', 'peak_memory_mb',
-           'rate_at', 'tuning_loss', 'tuning_step', 'trainable_copy', 'full_views', 'watched', 'try_shares', 'tune',
+           'rate_at', 'tuning_loss', 'tuning_step', 'trainable_copy', 'full_views', 'watched', 'find_share', 'tune',
            'untrained', 'adapt_model', 'supervise']
 
 # %% ../../nbs/adaptation/73_tune.ipynb #f8fb1379
@@ -103,12 +103,12 @@ def consistency_loss(
     detail = (inputs["alpha"] * (fused - inputs["base"]) / inputs["scale"]).sum(1, keepdim=True)
     return spectral + (detail - inputs["pan_detail"])[MARGIN].abs().mean()
 
-# %% ../../nbs/adaptation/73_tune.ipynb #177d8fdd
+# %% ../../nbs/adaptation/73_tune.ipynb #b84e16cb
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the pretrained to the tuned weights
 GAIN_FRACTION = 0.85  # of the best gain that the smallest share must reach
 MIN_GAIN = 0.07  # below it the network stays as it was
 
-
+# %% ../../nbs/adaptation/73_tune.ipynb #177d8fdd
 class AveragedWeights:
     "Running mean of the parameters that are trained."
 
@@ -178,7 +178,7 @@ def train_and_holdout_views(
         if pair.gt is None:
             raise ValueError(f"{pair.name or 'The pair'} has no reference to tune on: reduce it first (Pair.reduced)")
         if rows < 16:
-            raise ValueError(f"A pair with {rows} MS rows is too small to tune on: want 16 or more, after the reduction")
+            raise ValueError(f"A pair with {rows} MS rows is too small to tune on: 16 or more are needed")
         if masked and pair.mask is None:
             pair = replace(pair, mask=torch.ones_like(pair.pan, dtype=torch.bool))
         pair, cut = pair.to(device), rows - rows // 4
@@ -195,11 +195,11 @@ def train_and_holdout_views(
 def can_cache(model: Pansharpener, pair: Pair, n_pairs: int) -> bool:
     "Whether the features of all views fit in memory, and can be cut at MS pixels."
     stride = getattr(model.network, "stride", 1)
-    size = 1600 * pair.gt.numel() / stride**2  # bytes: eight views, per band at most fifty maps of four bytes
+    size = 1600 * pair.gt.numel() / stride**2  # bytes: eight views, fifty maps of four bytes per band at most
     aligned = hasattr(model.network, "features") and pair.ratio % stride == 0
     return aligned and size < MAX_CACHED_BYTES / n_pairs
 
-
+# %% ../../nbs/adaptation/73_tune.ipynb #cd87e803
 @torch.no_grad()
 def holdout_error(model: Pansharpener, holdout: list) -> tuple[float, float]:
     "Mean error and spectral angle on rows that tuning does not use."
@@ -299,13 +299,18 @@ def watched(watch, step: int, model: Pansharpener) -> float:  # seconds
     return time.perf_counter() - begin
 
 
-def try_shares(model: Pansharpener, average: AveragedWeights, weights: list, holdout: list) -> dict:
-    "Error and spectral angle on the held-out rows at every share of the way but the last."
-    errors = {}
+def find_share(
+    model: Pansharpener,
+    average: AveragedWeights,
+    weights: list,  # tuned
+    errors: dict,  # of the start and of the tuned weights; those in between are added
+    holdout: list,
+) -> float:
+    "The share of the way to the tuned weights that the held-out rows choose."
     for share in SHARES[:-1]:
         with average.swapped_in(weights, share):
             errors[share] = holdout_error(model, holdout)
-    return errors
+    return choose_share(errors)
 
 # %% ../../nbs/adaptation/73_tune.ipynb #6b1d1b81
 def tune(
@@ -316,9 +321,9 @@ def tune(
     freeze: bool,  # only the head learns
     lr: float,  # peak, AdamW
     seed: tuple,  # keys of the random stream
-    anchored: bool = True,  # take a share of the way; False: all of it, for a network that starts from random weights
+    anchored: bool = True,  # take a share of the way; False: all of it, for a start from random weights
     full: Pair | None = None,  # at full resolution, for adapt.consistency
-    watch=None,  # called with the step and the network at each check; for reports, it decides nothing
+    watch=None,  # called with the step and the network at each check; it decides nothing
 ) -> Tuned:
     "Tune a copy of a network."
     begin, pairs = time.perf_counter(), [pairs] if isinstance(pairs, Pair) else list(pairs)
@@ -328,8 +333,8 @@ def tune(
     full = full_views(model, full.to(device)) if full and params["consistency"] else None
     optimiser = torch.optim.AdamW(average.parameters, lr=lr, weight_decay=0.0)
     errors = {0: holdout_error(model, holdout), 1.0: (math.inf, math.inf)}
-    weights, best_step = average.start, 0
-    losses, times, steps = [], [], params["steps"]
+    weights, best_step, steps = average.start, 0, params["steps"]
+    losses, times = [], []
     for step in tqdm(range(steps), unit="step", leave=False, mininterval=2):
         now, rate = time.perf_counter(), rate_at(step, steps)
         optimiser.param_groups[0]["lr"] = lr * rate
@@ -342,13 +347,12 @@ def tune(
                 error = holdout_error(model, holdout)
             if math.prod(error) < math.prod(errors[1.0]):
                 errors[1.0], weights, best_step = error, [w.clone() for w in average.mean], step + 1
-    errors |= try_shares(model, average, weights, holdout) if anchored else {}
-    share = choose_share(errors) if anchored else 1.0
+    share = find_share(model, average, weights, errors, holdout) if anchored else 1.0
     average.load(weights, share)
     found = {"best_step": best_step, "share": share, "held_out": errors[share][0] / errors[0][0], "n_pairs": len(pairs)}
     costs = {"seconds": time.perf_counter() - begin, "seconds_per_step": median(times)}
-    found |= costs | {"peak_memory_mb": peak_memory_mb(device)}
-    return Tuned(model.requires_grad_(True).eval(), losses, **found)
+    model.requires_grad_(True).eval()
+    return Tuned(model, losses, **found, **costs, peak_memory_mb=peak_memory_mb(device))
 
 # %% ../../nbs/adaptation/73_tune.ipynb #ad044a15
 PARADIGMS = ("zero-shot", "one-shot full", "one-shot freeze", "one-shot from scratch")
@@ -385,7 +389,7 @@ def adapt_model(
         out[paradigm] = tune(start, pairs, params, seed=(seed, "adapt", model.name), **options)
     return out
 
-
+# %% ../../nbs/adaptation/73_tune.ipynb #c28aebc5
 def supervise(
     model: Pansharpener,  # its architecture counts, not its weights
     pairs: list,  # reduced-resolution pairs with references

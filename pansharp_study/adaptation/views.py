@@ -72,7 +72,7 @@ def network_inputs(
             inputs["features"] = model.network.features(bands_in, guide_channels)
     return inputs
 
-
+# %% ../../nbs/adaptation/72_views.ipynb #0dc9695a
 def fuse_inputs(
     model: Pansharpener,
     inputs: dict,  # of network_inputs, or crops of it

@@ -124,20 +124,18 @@ class Pair(_Images):
         ms = self.ms if self.mask is None else fill_invalid(self.ms, mask_to_ms(self.mask, self.ratio))
         found = estimate_shift(ms, pan, self.sensor, **self.options)
         if not found.found.all():
-            r2 = float(found.r2_before[0])
-            warnings.warn(f"{self.name}: no displacement found (R2 {r2:.2f}); left as given", stacklevel=2)
+            warnings.warn(f"{self.name}: no displacement found; left as given", stacklevel=2)
         shift = tuple(found.shift[0].tolist())
-        reach = 8 + math.ceil(max(map(abs, shift)))  # pixels that an invalid one has reached
+        reach = 8 + math.ceil(max(map(abs, shift)))  # as far as invalid pixels are smeared
         mask = None if self.mask is None else shrink_mask(self.mask, reach)
         return replace(self, pan=shift_image(pan, -found.shift).float(), mask=mask, shift=shift)
 
     @classmethod
     def from_scene(cls, scene) -> "Pair":  # xarray.Dataset, see scenes.scene.make_scene
         "A labelled scene as tensors; MS that is centred between two PAN pixels is moved onto the usual grid."
-        facts = scene.attrs
-        sensor = _sensor_of(scene)
-        names = [k for k in ("ms", "pan", "gt") if k in scene]
-        images = {k: torch.from_numpy(scene[k].values.astype(np.float32))[None] for k in names}
+        facts, sensor = scene.attrs, _sensor_of(scene)
+        arrays = {k: scene[k].values.astype(np.float32) for k in ("ms", "pan", "gt") if k in scene}
+        images = {k: torch.from_numpy(x)[None] for k, x in arrays.items()}
         images["pan"] = images["pan"][None]
         check_pair(images["ms"], images["pan"], sensor.ratio, sensor.n_bands)
         phase = float(facts.get("phase", sensor.ratio // 2))

@@ -17,7 +17,7 @@ from ..optics.sensors import Sensor, get_sensor
 from ..scenes.pair import Pair
 from .tables import COLUMNS
 
-# %% ../../nbs/scoring/26_score.ipynb #f7e59b9f
+# %% ../../nbs/scoring/26_score.ipynb #fb04a3f1
 INNER = (..., slice(20, -21), slice(20, -21))  # what is scored at reduced resolution
 SMALLEST = 73  # pixels a side of a reference that can be scored
 
@@ -43,7 +43,7 @@ def score_reduced(
         "psnr_db": float(metrics.psnr(x, y, peak=sensor.peak, mask=valid)),
     }
 
-
+# %% ../../nbs/scoring/26_score.ipynb #fead8652
 def score_full(
     fused: torch.Tensor,  # (1,C,H,W) DN
     ms: torch.Tensor,  # (1,C,h,w)
@@ -116,7 +116,7 @@ def score(
     seconds = time.perf_counter() - begin
     return {"resolution": pair.resolution} | score_fused(fused, pair) | {"fuse_seconds": seconds}
 
-# %% ../../nbs/scoring/26_score.ipynb #a4f98f5b
+# %% ../../nbs/scoring/26_score.ipynb #489014d8
 def middle(
     image: torch.Tensor,  # (B,C,H,W)
     size: int | None,  # pixels a side; None: all
@@ -137,7 +137,7 @@ def pairs_of(
     pairs = {"reduced": pair} if pair.resolution == "reduced" else {"reduced": pair.reduced(), "full": pair}
     return {k: p for k, p in pairs.items() if k in resolutions}
 
-
+# %% ../../nbs/scoring/26_score.ipynb #f7e59b9f
 def score_scene(
     scene,  # xarray.Dataset
     methods: dict,  # (method, network, paradigm) -> function

@@ -41,7 +41,7 @@ def fingerprints(
         return {w["file"]: w["sha256"] for w in manifest()["weights"]}
     return {Path(f).name: sha256_of(f) for f in files}
 
-# %% ../../nbs/study/82_held_out.ipynb #d4456ac0
+# %% ../../nbs/study/82_held_out.ipynb #4111f402
 RECORD = Path("docs") / "held_out.json"  # in the project
 
 
@@ -70,7 +70,7 @@ def _rows(table: pd.DataFrame) -> list[dict]:
     rows = table.round(5).to_dict("records")
     return [{k: v for k, v in row.items() if v == v} for row in rows]
 
-
+# %% ../../nbs/study/82_held_out.ipynb #15f777ac
 def add_to_record(
     path: str | Path,
     weights: dict,  # from fingerprints

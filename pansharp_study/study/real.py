@@ -284,7 +284,7 @@ def record_held_out(path, weights: dict, rows: pd.DataFrame, *, again: bool = Fa
     count = {"acquisitions": held["acquisition"].nunique(), "scenes": held["scene"].nunique()}
     add_to_record(path, weights, means[means["paradigm"] == "zero-shot"], ratio_table(held), **count, again=again)
 
-# %% ../../nbs/study/88_real.ipynb #946ba900
+# %% ../../nbs/study/88_real.ipynb #b4d63eea
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "The options of the command."
     parser = argparse.ArgumentParser(prog="python -m pansharp_study.study.real", description=main.__doc__)
@@ -300,7 +300,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="CSV of all scores")
     return parser.parse_args(argv)
 
-
+# %% ../../nbs/study/88_real.ipynb #67415c34
 def main(
     argv: list[str] | None = None,
 ):

@@ -19,8 +19,8 @@ from ..classical import ABOUT, METHODS
 from ..networks.zoo import load_pretrained
 from ..scoring.stats import attainable_level, picture_scores, smallest_p, tile_scores, too_few
 from ..optics.sensors import get_sensor
-from .benchmark import COMPARATORS, gains
-from .benchmark_pairs import load_tiles
+from .benchmark import gains
+from .benchmark_pairs import COMPARATORS, load_tiles
 from ..networks.pansharpener import as_method
 from .figures import FAMILY
 from .report_tables import score_table, styled

@@ -16,23 +16,23 @@ from pansharp_study.scenes.pair import Pair
 from pansharp_study.scoring.score import SMALLEST, ndvi_error
 from pansharp_study.study.benchmark import (
     Job,
-    fold_of,
     gains,
     jobs_of,
     main,
     network_rows,
     read_missing,
     read_rows,
-    supervised_tiles,
 )
 from pansharp_study.study.benchmark_pairs import (
     ROW,
     SCHEMA_VERSION,
     Tile,
     acquisitions,
+    fold_of,
     halved,
     load_tiles,
     save_tiles,
+    supervised_tiles,
 )
 
 FEW = load_params()["adapt"] | {"steps": 2, "batch": 1, "size": 32}
