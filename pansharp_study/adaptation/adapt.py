@@ -109,7 +109,8 @@ def adapt_scenes(
     "Run zero-shot and one-shot tuning for one satellite, score, and save in metrics/adapt and data/fused."
     settle(params["threads"])
     tuning, testing = find_scenes(name)
-    methods, losses, rows, crops = classical_methods(params["classical"]), [], [], {}
+    methods, losses = classical_methods(params["classical"]), []
+    rows, crops = [], {}
     if tuning and testing:
         networks, losses = tuned_methods(tuning[0], params)
         methods |= networks

@@ -63,13 +63,13 @@ def network_inputs(
     with torch.no_grad():
         lms = upsample(ms, ratio, phase=pair.phase)
         spread = matched_spread(ms, pan, ratio) if model.matched or model.informed else None
-        mean, std, bands_in, guide_channels = model.prepare(ms, pan, lms, ratio, pair.sensor, spread)
-        inputs |= {"bands_in": bands_in, "guide_channels": guide_channels}
+        mean, std, *given = model.prepare(ms, pan, lms, ratio, pair.sensor, spread)
+        inputs |= dict(zip(("bands_in", "guide_channels"), given))
         inputs |= {"base": lms if model.inject else mean.expand_as(lms), "std": std, "scale": statistics(lms)[1]}
         if model.matched:
             inputs["spread"] = spread
         if features:
-            inputs["features"] = model.network.features(bands_in, guide_channels)
+            inputs["features"] = model.network.features(*given)
     return inputs
 
 # %% ../../nbs/adaptation/72_views.ipynb #0dc9695a

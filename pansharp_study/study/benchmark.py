@@ -268,7 +268,8 @@ def run_jobs(
 ) -> int:  # jobs that are left
     "Do a share of the jobs; a CSV after each."
     tiles, missing = load_tiles(file, device=device)
-    out, begin, trained, adapt = Path(out), time.monotonic(), {}, params["adapt"]
+    out, begin = Path(out), time.monotonic()
+    adapt, trained = params["adapt"], {}
     jobs = jobs_of(tiles, networks, seeds)[share[0] :: share[1]]
     about = {"machine": machine_name(device), "device": str(device), "adapt": adapt, "networks": networks}
     about |= {"seeds": seeds, "share": share, **options, "resolutions": resolutions}
