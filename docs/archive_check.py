@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from pansharp_study.core import load_params  # noqa: E402
 from pansharp_study.optics.wald import upsample  # noqa: E402
-from pansharp_study.scoring.score import reduced_pair  # noqa: E402
+from pansharp_study.scenes.pair import Pair  # noqa: E402
 from pansharp_study.simulation.benchmark_scenes import make_scenes  # noqa: E402
 
 STAGES = ("synthesize_scenes", "adapt", "report")
@@ -45,7 +45,8 @@ class Tiles:
     def __init__(self, name: str, seed: int = 1):
         scenes = make_scenes(name, load_params(ROOT / "params.yaml"))
         full = [{"ms": s["ms"].values, "pan": s["pan"].values[None]} for s in scenes]
-        small = [{k: v[0].numpy() for k, v in reduced_pair(s).items() if k in ("ms", "pan", "gt")} for s in scenes]
+        pairs = [Pair.from_scene(s).reduced() for s in scenes]
+        small = [{k: getattr(p, k)[0].numpy() for k in ("ms", "pan", "gt")} for p in pairs]
         for x in small:
             x["lms"] = upsample(torch.from_numpy(x["ms"])[None], 4)[0].numpy()
         for x in full:

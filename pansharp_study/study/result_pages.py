@@ -54,7 +54,7 @@ def slim(
 def make_reports(
     out: str | Path,  # of write_results
     *,
-    pairs: str | Path = "",  # of benchmark.save_pairs: show pictures of its scenes
+    pairs: str | Path = "",  # of benchmark_pairs.save_tiles: show pictures of its scenes
     only: list | None = None,  # pages: satellites, "compare"; default: all
 ) -> list[Path]:
     "Execute the templates on the tables of a folder."

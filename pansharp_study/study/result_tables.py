@@ -19,10 +19,10 @@ from ..classical import ABOUT, METHODS
 from ..networks.registry import colour, display_name
 from ..networks.zoo import load_pretrained
 from ..scoring.stats import attainable_level, picture_scores, smallest_p, tile_scores, too_few
-from .ablation import sensor_of
-from .benchmark import MORE, gains
-from .benchmark_pairs import load_pairs
-from ..scoring.score import as_method
+from ..optics.sensors import get_sensor
+from .benchmark import gains
+from .benchmark_pairs import COMPARATORS, load_tiles
+from ..networks.pansharpener import as_method
 from .figures import FAMILY
 from .report_tables import score_table, styled
 from .results import Results
@@ -31,7 +31,7 @@ from ..adaptation.tune import PARADIGMS
 # %% ../../nbs/study/93_result_tables.ipynb #ffba7f9d
 INK = {name: colour(name) for name in FAMILY} | {"": "#8c8c8c"}
 NAMES = {name: display_name(name) for name in FAMILY}
-WAYS = (*PARADIGMS, *MORE)
+WAYS = (*PARADIGMS, *COMPARATORS)
 TITLES = {"WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "QB": "QuickBird", "GF2": "GaoFen-2", "GE1": "GeoEye-1", "SPOT6": "SPOT 6", "PL1B": "Pléiades 1B"}  # others go by their own name
 
 
@@ -39,7 +39,7 @@ def by_acquisition(
     rows: pd.DataFrame,  # of read_results
 ) -> pd.DataFrame:  # with bands, satellite, tile; scene begins with the acquisition
     "Make the acquisition the unit of stats and report."
-    found = {s: sensor_of(s).n_bands for s in rows["sensor"].unique()}
+    found = {s: get_sensor(s).n_bands for s in rows["sensor"].unique()}
     where = rows["acquisition"].str.replace(",", ";")
     return rows.assign(bands=rows["sensor"].map(found), satellite=rows["sensor"].str.split(":").str[0], tile=rows["scene"], scene=where + ", " + rows["scene"])
 
@@ -362,7 +362,7 @@ def show_adaptation(
             zero = here[(here["network"] == network) & (here["paradigm"] == "zero-shot")]["ergas"].mean()
             line = line.groupby("steps")["ergas"].mean()
             ax.plot([0, *line.index], [zero, *line], "o-", ms=3, lw=1.5, color=INK.get(network, "black"), label=NAMES.get(network, network))
-        method = best[split, sensor_of(sensor).n_bands]
+        method = best[split, get_sensor(sensor).n_bands]
         ax.axhline(here[here["method"] == method]["ergas"].mean(), color="0.45", ls="--", lw=1.2, label="best classical of the group")
         ax.set(xlabel="steps", title=f"{acquisition}, {split}\ndashed: {method}")
     axes[0, 0].set_ylabel("ERGAS, real scenes")
@@ -405,16 +405,16 @@ def show_pairs(
 
 # %% ../../nbs/study/93_result_tables.ipynb #81f13c84
 def fused_crops(
-    file: str | Path,  # of benchmark.save_pairs
+    file: str | Path,  # of benchmark_pairs.save_tiles
     rows: pd.DataFrame,  # of by_acquisition
     satellite: str,
     *,
     side: int = 160,  # PAN pixels
 ) -> tuple[str, tuple, dict]:  # name of the scene; bands; title -> (C,h,w)
     "Reference, PAN, interpolation, best classical method and every network, on one scene."
-    pairs = [p for p in load_pairs(file)[0] if p.sensor.name.partition(":")[0] == satellite and p.role != "tune"]
-    pair = pairs[-1]
-    ms, pan, gt = (pair.images[k] for k in ("ms", "pan", "gt"))
+    tiles = [t for t in load_tiles(file)[0] if t.sensor.name.partition(":")[0] == satellite and t.role != "tune"]
+    pair = tiles[-1].reduced
+    ms, pan, gt = pair.ms, pair.pan, pair.gt
     best = yardsticks(rows)[pair.split, pair.sensor.n_bands]
     out = {"reference": gt, "PAN": pan} | {name: METHODS[name](ms, pan, pair.sensor, border="reflect") for name in ("EXP", best)}
     for network in [n for n in dict.fromkeys(ordered(rows)["network"]) if n]:

@@ -20,9 +20,9 @@ import torch
 
 from ..core import root
 from ..networks.zoo import manifest, sha256_of
-from .ablation import sensor_of
-from .benchmark import machine_name, read_missing, read_rows, run
-from .benchmark_pairs import COSTS, INDICES, LABELS, ROW, SCHEMA_VERSION, real_pairs, save_pairs
+from ..optics.sensors import get_sensor
+from .benchmark import machine_name, read_missing, read_rows, run_jobs
+from .benchmark_pairs import COSTS, INDICES, LABELS, ROW, SCHEMA_VERSION, real_tiles, save_tiles
 from .figures import FAMILY
 
 # %% ../../nbs/study/92_results.ipynb #9fc30f29
@@ -78,7 +78,7 @@ def describe(
     command: str,  # that was given
 ) -> dict:  # the manifest, but for its files
     "Say what made the rows."
-    from pansharp_study.study.real import commit_now
+    from pansharp_study.study.held_out import commit_now
 
     rows = found.rows
     marks, used = {w["file"]: {k: w[k] for k in ("network", "bands", "sha256", "parameters")} for w in manifest()["weights"]}, set(rows["weights_sha256"])
@@ -93,7 +93,7 @@ def describe(
         "seeds": sorted(int(v) for v in rows.loc[rows["network"] != "", "seed"].unique()), "networks": [n for n in dict.fromkeys(rows["network"]) if n],
         "weights": {k: v for k, v in marks.items() if any(m and v["sha256"].startswith(m) for m in used)},
         "other_weights": sorted(m for m in used if m and not any(v["sha256"].startswith(m) for v in marks.values())),
-        "acquisitions": [{"sensor": s, "acquisition": a, "split": p, "bands": sensor_of(s).n_bands, "scenes": int(n)} for (s, a, p), n in where.items()],
+        "acquisitions": [{"sensor": s, "acquisition": a, "split": p, "bands": get_sensor(s).n_bands, "scenes": int(n)} for (s, a, p), n in where.items()],
         "commands": [command, *(["python -m pansharp_study.study.benchmark prepare FOLDER PAIRS --split SPLIT", *how] if "--rows" in command else [])],
     }
 
@@ -160,19 +160,19 @@ def prepare_once(
     split: str,
     cache: Path,  # of cache_for
     targets: list,  # sensors that ought to be there
-) -> Path:  # of benchmark.save_pairs
+) -> Path:  # of benchmark_pairs.save_tiles
     "Register the scenes and write them to the cache, unless they are there."
     from pansharp_study.study.real_scenes import read_listing
 
     file = cache / "pairs.safetensors"
     if not file.is_file():
-        pairs, missing = real_pairs(real, split, targets=targets)
+        pairs, missing = real_tiles(real, split, targets=targets)
         if not pairs:
             raise ValueError(f"No scene of the split {split!r} in {real} can be used: {'; '.join(m['reason'] for m in missing)}")
         told = " ".join([*(p.name.partition(",")[0] for p in pairs), *(m["reason"] for m in missing)]).split()
         missing += [{"sensor": row.sensor, "reason": f"{row.name}: its files could not be read"} for row in read_listing(real, split).itertuples(index=False) if row.name not in told]
         part = file.with_suffix(f".{os.getpid()}.part")
-        save_pairs(pairs, missing, part)
+        save_tiles(pairs, missing, part)
         os.replace(part, file)
     return file
 
@@ -187,4 +187,4 @@ def measure(
 ) -> tuple[Path, int]:  # folder with rows; jobs that are left
     "Prepare and run."
     cache = cache_for(real, split, params["adapt"] | {"most_pairs": most_pairs})
-    return cache, run(prepare_once(real, split, cache, params["targets"]), cache, params, most_pairs=most_pairs, **options)
+    return cache, run_jobs(prepare_once(real, split, cache, params["targets"]), cache, params, most_pairs=most_pairs, **options)

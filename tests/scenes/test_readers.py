@@ -16,15 +16,17 @@ import yaml
 from scipy.io import savemat
 
 from pansharp_study.adaptation.adapt import adapt_scenes, find_scenes
+from pansharp_study.classical import classical_methods
 from pansharp_study.core import load_params, root
 from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.scenes import formats
 from pansharp_study.scenes.formats import read_array
 from pansharp_study.scenes.names import find_sensor, named_sensors
+from pansharp_study.scenes.pair import Pair
 from pansharp_study.scenes.readers import SceneList, read_scenes
 from pansharp_study.scenes.scene import make_scene
 from pansharp_study.scenes.splits import link_scenes, linked_scenes, split_scenes
-from pansharp_study.scoring.score import classical_methods, pair_options, pair_tensors, reduced_pair, score_scene
+from pansharp_study.scoring.score import score_scene
 
 
 def content(bands=4, size=96, peak=1500, seed=0):
@@ -237,7 +239,7 @@ def test_npy_triples(tmp_path, tags):
         np.save(tmp_path / "more" / place / f"20_{place[:-4]}.npy", x[kind])
     scenes = read_scenes(tmp_path / "more", sensor="QB", phase=1)
     same(scenes[0], x)
-    assert scenes[0].attrs["phase"] == 1 and pair_options(scenes[0]) == {"phase": 1}
+    assert scenes[0].attrs["phase"] == 1 and Pair.from_scene(scenes[0]).options == {"phase": 1}
 
 
 # ---------------------------------------------------------------- contracts
@@ -493,7 +495,7 @@ def test_a_given_triple_is_scored_as_it_is(tmp_path):
     assert list(rows["resolution"]) == ["reduced"] * 3 and set(images) == {"reduced"}
     assert rows.set_index("method").loc["truth", "ergas"] == 0 and np.array_equal(images["reduced"]["gt"][0], made["gt"])
     pair = make_scene(made["ms"], made["pan"][0], gt=made["gt"], sensor="QB", name="x", simulated=True)  # a truth at full resolution is not its reduced reference
-    assert reduced_pair(pair)["gt"].shape == pair_tensors(pair)[0].shape
+    assert Pair.from_scene(pair).reduced().gt.shape == Pair.from_scene(pair).ms.shape
     lost = scene.drop_vars("gt")
     one_line(lambda: score_scene(lost, classical_methods(["EXP"])), "no reference")
 
@@ -502,11 +504,11 @@ def test_a_pair_that_is_no_multiple_of_the_ratio(tmp_path):
     x = content(size=328)  # MS 86 x 82
     tif(tmp_path / "QB_ms.tif", x["ms"]), tif(tmp_path / "QB_pan.tif", x["pan"])
     scene = read_scenes(tmp_path)[0]
-    assert np.array_equal(reduced_pair(scene)["gt"][0], x["ms"][:, :84, :80])
+    assert np.array_equal(Pair.from_scene(scene).reduced().gt[0], x["ms"][:, :84, :80])
     scene["valid"] = scene["pan"] > 0
     scene["valid"][:40, :40] = False
-    small = reduced_pair(scene)
-    assert small["mask"].shape[2:] == small["pan"].shape[2:] == (84, 80) and not small["mask"][..., :10, :10].any()
+    small = Pair.from_scene(scene).reduced()
+    assert small.mask.shape[2:] == small.pan.shape[2:] == (84, 80) and not small.mask[..., :10, :10].any()
     rows, images = score_scene(scene, classical_methods(["EXP"]))
     assert images["full"]["EXP"].shape[2:] == (344, 328) and rows["ergas"].notna().any()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pansharp_study.classical import classical_methods
 from pansharp_study.core import root
 from pansharp_study.optics.masks import mask_to_ms
 from pansharp_study.optics.registration import explained
@@ -19,7 +20,7 @@ from pansharp_study.scenes.acquire import acquire
 from pansharp_study.scenes.geotiff import read_pair, write_geotiff
 from pansharp_study.scenes.samples import list_pictures, load_picture
 from pansharp_study.scenes.scene import make_scene, read_scene, replacing, write_scene
-from pansharp_study.scoring.score import classical_methods, score_scene
+from pansharp_study.scoring.score import score_scene
 from pansharp_study.simulation.bands import load_spectra
 
 PICTURES = root() / "data" / "pictures"

@@ -1,4 +1,4 @@
-"""Real scenes: every format, the conventions of their grids, and scores that count acquisitions. Generated files only."""
+"""Real scenes: formats, the conventions of their grids, and scores that count acquisitions. Generated files only."""
 
 import types
 import warnings
@@ -16,7 +16,15 @@ from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.optics.wald import degrade
 from pansharp_study.scenes.formats import read_array
 from pansharp_study.study import real
-from pansharp_study.study.real_scenes import LISTING, NEEDED, grid_offset, prepare, read_listing
+from pansharp_study.study.held_out import commit_now, read_record
+from pansharp_study.study.real_scenes import (
+    LISTING,
+    LISTING_COLUMNS,
+    grid_offset,
+    prepare_pairs,
+    read_listing,
+    registered_only,
+)
 
 SENSOR = get_sensor("QB")
 
@@ -33,7 +41,15 @@ def painted(height, width, bands=4, seed=0):
 
 
 def row(**cells):
-    given = {"name": "x", "sensor": "QB", "bands": 4, "files": "x", "preparation": "", "acquisition": "one", "split": "development"}
+    given = {
+        "name": "x",
+        "sensor": "QB",
+        "bands": 4,
+        "files": "x",
+        "preparation": "",
+        "acquisition": "one",
+        "split": "development",
+    }
     return types.SimpleNamespace(**{**given, **cells})
 
 
@@ -48,7 +64,9 @@ def test_read_array(tmp_path, kind):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with rasterio.open(tmp_path / "x.tif", "w", driver="GTiff", count=4, height=24, width=40, dtype="uint16") as f:
+            with rasterio.open(
+                tmp_path / "x.tif", "w", driver="GTiff", count=4, height=24, width=40, dtype="uint16"
+            ) as f:
                 f.write(x.astype("uint16"))
         got = read_array(tmp_path / "x.tif")
     else:
@@ -64,16 +82,28 @@ def test_read_array_refuses(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
     (tmp_path / "x.jpg").write_bytes(b"")
     (tmp_path / "x.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(64))
-    for name, error, match in (("nan.npy", ValueError, "fill or crop"), ("objects.npy", ValueError, "allow_pickle"), ("x.jpg", ValueError, "not read"),
-                               ("x.mat", ValueError, "v5"), ("none.npy", FileNotFoundError, "none.npy")):
+    for name, error, match in (
+        ("nan.npy", ValueError, "fill or crop"),
+        ("objects.npy", ValueError, "allow_pickle"),
+        ("x.jpg", ValueError, "not read"),
+        ("x.mat", ValueError, "v5"),
+        ("none.npy", FileNotFoundError, "none.npy"),
+    ):
         with pytest.raises(error, match=match):
             read_array(tmp_path / name, "I_MS")
 
 
 def test_listing_with_commas_in_the_preparation(tmp_path):
-    (tmp_path / LISTING).write_text(",".join(NEEDED) + "\nw,WV2,4,a_{b;c}.tif,MS [..., ::2, ::2] to 150x150; reduce,W,development\nh,QB,4,d.mat,,V,held-out\n")
+    (tmp_path / LISTING).write_text(
+        ",".join(LISTING_COLUMNS)
+        + "\nw,WV2,4,a_{b;c}.tif,MS [..., ::2, ::2] to 150x150; reduce,W,development\nh,QB,4,d.mat,,V,held-out\n"
+    )
     rows = read_listing(tmp_path)
-    assert list(rows["name"]) == ["w"] and rows["preparation"][0] == "MS [..., ::2, ::2] to 150x150; reduce" and rows["acquisition"][0] == "W"
+    assert (
+        list(rows["name"]) == ["w"]
+        and rows["preparation"][0] == "MS [..., ::2, ::2] to 150x150; reduce"
+        and rows["acquisition"][0] == "W"
+    )
     assert len(read_listing(tmp_path, "all")) == 2
     (tmp_path / LISTING).write_text("name,sensor\n")
     with pytest.raises(ValueError, match="should have the columns"):
@@ -86,33 +116,34 @@ def test_grid_offset_sees_the_convention_through_another_blur(true):
     ms = degrade(shift_image(gt, torch.tensor([true, true])), [0.2] * 4)  # another MTF than QuickBird's
     assert np.abs(np.array(grid_offset(gt, ms, SENSOR)) - true).max() < 0.05
     gt.add_(torch.randn(gt.shape, generator=torch.Generator().manual_seed(0)))
-    scene = prepare(row(), {"gt": gt, "ms": ms, "pan": gt.mean(1, keepdim=True)})[0]
-    inner = (..., slice(4, -4), slice(4, -4))
+    given, level = prepare_pairs(row(), {"gt": gt, "ms": ms, "pan": gt.mean(1, keepdim=True)})
     exact = degrade(gt, [0.2] * 4)
-    assert (scene.registered[0] - exact)[inner].abs().mean() < 2 and scene.resolution == "reduced"
-    assert (scene.registered[0] is scene.given[0]) == (true == 0)
+    assert (level.ms - exact)[..., 4:-4, 4:-4].abs().mean() < 2 and given.resolution == level.resolution == "reduced"
+    assert (level.ms is given.ms) == (true == 0)
 
 
 def test_registration_brings_pan_to_the_reference():
     gt = painted(160, 160, seed=3)
     pan = shift_image(gt.mean(1, keepdim=True), torch.tensor([0.6, -0.4]))
-    scene = prepare(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": pan})[0]
-    assert np.abs(np.array(scene.shift) - [0.6, -0.4]).max() < 0.05
-    scores = real.score_scenes([scene], {"GSA": ("classical", {None: METHODS["GSA"]})}).set_index("registered")
+    pairs = prepare_pairs(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": pan})
+    assert pairs[0].shift is None and np.abs(np.array(pairs[1].shift) - [0.6, -0.4]).max() < 0.05
+    scores = real.score_pairs(pairs, {"GSA": ("classical", {None: METHODS["GSA"]})}).set_index("registered")
     assert scores.loc[True, "ergas"] < 0.5 * scores.loc[False, "ergas"]
 
 
 def test_pair_is_cut_and_given_at_both_resolutions():
     gt = painted(328, 328)
-    ms, pan = torch.nn.functional.pad(degrade(gt, SENSOR.mtf_ms), (0, 1, 0, 1), "replicate"), torch.nn.functional.pad(gt.mean(1, keepdim=True), (0, 4, 0, 4), "replicate")
-    small, full = prepare(row(), {"ms": ms, "pan": pan}, full_size=160)
-    assert small.gt.shape == (1, 4, 80, 80) and small.given[0].shape == (1, 4, 20, 20)
-    assert full.gt is None and full.given[1].shape == (1, 1, 160, 160) and full.given[0].shape == (1, 4, 40, 40)
+    ms = torch.nn.functional.pad(degrade(gt, SENSOR.mtf_ms), (0, 1, 0, 1), "replicate")
+    pan = torch.nn.functional.pad(gt.mean(1, keepdim=True), (0, 4, 0, 4), "replicate")
+    pairs = prepare_pairs(row(), {"ms": ms, "pan": pan}, full_size=160)
+    small, full = registered_only(pairs)
+    assert len(pairs) == 4 and small.gt.shape == (1, 4, 80, 80) and small.ms.shape == (1, 4, 20, 20)
+    assert full.gt is None and full.pan.shape == (1, 1, 160, 160) and full.ms.shape == (1, 4, 40, 40)
 
 
 def test_four_bands_of_an_eight_band_sensor():
     gt = painted(320, 320)
-    small = prepare(row(sensor="WV2"), {"ms": degrade(gt, [0.3] * 4), "pan": gt.mean(1, keepdim=True)})[0]
+    small = prepare_pairs(row(sensor="WV2"), {"ms": degrade(gt, [0.3] * 4), "pan": gt.mean(1, keepdim=True)})[0]
     assert small.sensor.bands == ("B", "G", "R", "NIR1")
 
 
@@ -121,46 +152,101 @@ def scores(acquisitions, factor=1.0):
     out = []
     for k, (acquisition, tiles) in enumerate(acquisitions.items()):
         for tile in range(tiles):
-            for method, paradigm, sam in (("EXP", "classical", 4), ("A", "classical", 3), ("B", "classical", 2.5), ("net", "zero-shot", 2 * factor)):
+            for method, paradigm, sam in (
+                ("EXP", "classical", 4),
+                ("A", "classical", 3),
+                ("B", "classical", 2.5),
+                ("net", "zero-shot", 2 * factor),
+            ):
                 for registered in (False, True):
-                    value = sam * (1 + k) - 0.1 * registered * (method == "A") - 0.9 * registered * (method == "A") * (1 + k)
-                    out.append({"split": "development", "bands": 4, "sensor": "QB", "acquisition": acquisition, "scene": f"{acquisition}{tile}", "resolution": "reduced",
-                                "method": method, "paradigm": paradigm, "registered": registered, "sam_deg": value, "ergas": 2 * value, "q2n": 0.9})
+                    value = (
+                        sam * (1 + k)
+                        - 0.1 * registered * (method == "A")
+                        - 0.9 * registered * (method == "A") * (1 + k)
+                    )
+                    out.append(
+                        {
+                            "split": "development",
+                            "bands": 4,
+                            "sensor": "QB",
+                            "acquisition": acquisition,
+                            "scene": f"{acquisition}{tile}",
+                            "resolution": "reduced",
+                            "method": method,
+                            "paradigm": paradigm,
+                            "registered": registered,
+                            "sam_deg": value,
+                            "ergas": 2 * value,
+                            "q2n": 0.9,
+                        }
+                    )
     return pd.DataFrame(out)
 
 
 def test_tiles_count_once_per_acquisition():
     rows = scores({"one": 5, "two": 1})
-    rows.loc[rows["acquisition"] == "one", "sam_deg"] += rows.loc[rows["acquisition"] == "one", "scene"].str[-1].astype(float) - 2  # of mean zero
+    rows.loc[rows["acquisition"] == "one", "sam_deg"] += (
+        rows.loc[rows["acquisition"] == "one", "scene"].str[-1].astype(float) - 2
+    )  # of mean zero
     means = real.mean_scores(rows).set_index(["method", "registered"])
     assert means.loc[("EXP", False), "sam_deg"] == pytest.approx((4 + 8) / 2)
 
 
 def test_yardstick_and_ratio():
     rows = scores({"one": 2, "two": 1, "three": 1})
-    assert real.best_classical(rows, registered=False)[0] == "B" and real.best_classical(rows, registered=True)[0] == "A"
+    assert (
+        real.best_classical(rows, registered=False)[0] == "B" and real.best_classical(rows, registered=True)[0] == "A"
+    )
     table = real.ratio_table(rows).set_index("against_registered")
     assert table.loc[False, "sam_deg"] == pytest.approx(0.8) and table.loc[False, "sam_deg_low"] == pytest.approx(0.8)
     assert table.loc[True, "ergas_low"] <= table.loc[True, "ergas"] <= table.loc[True, "ergas_high"]
     alone = real.ratio_table(scores({"one": 3}))
     assert alone["ergas_low"].isna().all() and (alone["acquisitions"] == 1).all()
-    assert "an anecdote" in real.summary(scores({"one": 3}))
+    assert "a single acquisition (n = 1)" in real.summary(scores({"one": 3}))
     with pytest.raises(ValueError, match="EXP"):
         real.best_classical(rows[rows["method"] != "EXP"], registered=True)
 
 
 def full_scores(values):
     """Made-up scores at full resolution: (method, paradigm) -> (HQNR, D_rho) of each acquisition."""
-    return pd.DataFrame([{"split": "development", "bands": 4, "sensor": "QB", "acquisition": f"{k}", "scene": f"{k}", "resolution": "full", "method": method, "paradigm": paradigm,
-                          "registered": registered, "hqnr": h, "d_lambda_k": 0.1, "d_s": 0.1, "d_rho": d} for (method, paradigm), each in values.items() for k, (h, d) in enumerate(each) for registered in (False, True)])
+    return pd.DataFrame(
+        [
+            {
+                "split": "development",
+                "bands": 4,
+                "sensor": "QB",
+                "acquisition": f"{k}",
+                "scene": f"{k}",
+                "resolution": "full",
+                "method": method,
+                "paradigm": paradigm,
+                "registered": registered,
+                "hqnr": h,
+                "d_lambda_k": 0.1,
+                "d_s": 0.1,
+                "d_rho": d,
+            }
+            for (method, paradigm), each in values.items()
+            for k, (h, d) in enumerate(each)
+            for registered in (False, True)
+        ]
+    )
 
 
 def test_full_resolution_has_its_own_rivals():
-    rows = full_scores({("EXP", "classical"): [(0.99, 0.7)] * 3, ("A", "classical"): [(0.9, 0.3)] * 3, ("B", "classical"): [(0.8, 0.1), (0.8, 0.1), (0.7, 0.2)],
-                        ("net", "zero-shot"): [(0.92, 0.2), (0.94, 0.2), (0.9, 0.2)]})
-    assert real.rivals(rows) == {"best HQNR": "A", "best D_rho": "B"}
+    rows = full_scores(
+        {
+            ("EXP", "classical"): [(0.99, 0.7)] * 3,
+            ("A", "classical"): [(0.9, 0.3)] * 3,
+            ("B", "classical"): [(0.8, 0.1), (0.8, 0.1), (0.7, 0.2)],
+            ("net", "zero-shot"): [(0.92, 0.2), (0.94, 0.2), (0.9, 0.2)],
+        }
+    )
+    assert real.best_at_full(rows) == {"best HQNR": "A", "best D_rho": "B"}
     table = real.full_table(rows).set_index("chosen")
-    assert table.loc["best HQNR", "hqnr_gain"] == pytest.approx(0.02) and table.loc["best HQNR", "d_rho_gain"] == pytest.approx(0.1)
+    assert table.loc["best HQNR", "hqnr_gain"] == pytest.approx(0.02) and table.loc[
+        "best HQNR", "d_rho_gain"
+    ] == pytest.approx(0.1)
     assert table.loc["best D_rho", "d_rho_gain"] == pytest.approx(2 / 30 * 2 - 0.2)
     assert (table["hqnr_gain_low"] <= table["hqnr_gain"]).all() and (table["acquisitions"] == 3).all()
     both = pd.concat([rows, scores({"0": 1, "1": 1, "2": 1})])
@@ -170,21 +256,30 @@ def test_full_resolution_has_its_own_rivals():
 
 def test_every_acquisition_is_shown():
     table = real.acquisition_table(scores({"one": 2, "two": 1}), registered=False)
-    assert list(table["acquisition"]) == ["one", "two"] and np.allclose(table["sam_deg"], 0.8) and (table["against"] == "B").all()
+    assert (
+        list(table["acquisition"]) == ["one", "two"]
+        and np.allclose(table["sam_deg"], 0.8)
+        and (table["against"] == "B").all()
+    )
 
 
 def test_the_one_call_is_what_is_scored(monkeypatch):
     gt, seen = painted(128, 128), []
     monkeypatch.setattr(real, "sharpen", lambda ms, pan, **options: seen.append(options) or gt)
-    scene = prepare(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": gt.mean(1, keepdim=True)})[0]
-    table = real.score_scenes([scene], real.network_entries(ensemble=True) | {"GSA": real.classical_entries()["GSA"]})
-    assert {o["model"] if isinstance(o["model"], str) else o["model"].name for o in seen} >= {"GSA", "fusionnet"} and all(o["register"] is False and o["sensor"] is SENSOR for o in seen)
+    pair = prepare_pairs(row(), {"gt": gt, "ms": degrade(gt, SENSOR.mtf_ms), "pan": gt.mean(1, keepdim=True)})[0]
+    table = real.score_pairs([pair], real.network_entries(ensemble=True) | {"GSA": real.classical_entries()["GSA"]})
+    assert {o["model"] if isinstance(o["model"], str) else o["model"].name for o in seen} >= {
+        "GSA",
+        "fusionnet",
+    } and all(o["register"] is False and o["sensor"] is SENSOR for o in seen)
     assert {"fusionnet + ensemble", "fusionnet + ensemble + back-projection"} <= set(table["method"])
 
 
 def test_a_network_for_any_number_of_bands_serves_every_scene(monkeypatch):
     for none in (None, 0):
-        monkeypatch.setattr(real, "load_weights", lambda path, bands=none: types.SimpleNamespace(name="any", bands=bands))
+        monkeypatch.setattr(
+            real, "load_weights", lambda path, bands=none: types.SimpleNamespace(name="any", bands=bands)
+        )
         entries = real.network_entries(["x.safetensors"])
         assert list(entries["any"][1]) == [None]
         with pytest.raises(ValueError, match="any number"):
@@ -197,22 +292,40 @@ def test_held_out_scenes_are_scored_once(tmp_path, capsys):
     gt = painted(128, 128)
     for tag, x in (("HR", gt), ("LR", degrade(gt, SENSOR.mtf_ms)), ("PAN", gt.mean(1, keepdim=True))):
         np.save(folder / f"1_{tag}.npy", x[0].permute(1, 2, 0).numpy())
-    (folder / LISTING).write_text(",".join(NEEDED) + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,held-out\n")
+    (folder / LISTING).write_text(",".join(LISTING_COLUMNS) + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,held-out\n")
     model = create_model("fusionnet", bands=4, width=8, depth=1)
     save_weights(model, tmp_path / "net_4.safetensors")
-    call = [str(folder), "--split", "held-out", "--record", str(record), "--weights", str(tmp_path / "net_4.safetensors")]
+    call = [
+        str(folder),
+        "--split",
+        "held-out",
+        "--record",
+        str(record),
+        "--weights",
+        str(tmp_path / "net_4.safetensors"),
+    ]
     real.main(call)
-    (entry,) = real.read_record(record)
-    assert entry["weights"] == {"net_4.safetensors": sha256_of(tmp_path / "net_4.safetensors")} and entry["again"] is False and entry["acquisitions"] == 1
-    assert {r["method"] for r in entry["scores"]} == {"fusionnet", "fusionnet + back-projection"} and entry["ratios"] and "ergas_low" not in entry["ratios"][0]
-    assert entry["commit"] == real.commit_now()
+    (entry,) = read_record(record)
+    assert (
+        entry["weights"] == {"net_4.safetensors": sha256_of(tmp_path / "net_4.safetensors")}
+        and entry["again"] is False
+        and entry["acquisitions"] == 1
+    )
+    assert (
+        {r["method"] for r in entry["scores"]} == {"fusionnet", "fusionnet + back-projection"}
+        and entry["ratios"]
+        and "ergas_low" not in entry["ratios"][0]
+    )
+    assert entry["commit"] == commit_now()
     with pytest.raises(SystemExit, match="--again"):
         real.main(call)
-    assert len(real.read_record(record)) == 1
+    assert len(read_record(record)) == 1
     real.main([*call, "--again"])
-    assert [e["again"] for e in real.read_record(record)] == [False, True]
-    real.main([str(folder), "--split", "held-out", "--record", str(record), "--weights"])  # classical methods only: nothing to record
-    assert len(real.read_record(record)) == 2
+    assert [e["again"] for e in read_record(record)] == [False, True]
+    real.main(
+        [str(folder), "--split", "held-out", "--record", str(record), "--weights"]
+    )  # classical methods only: nothing to record
+    assert len(read_record(record)) == 2
     capsys.readouterr()
 
 
@@ -231,7 +344,11 @@ def test_command_line_writes_scores_only(tmp_path, capsys):
     gt = painted(128, 128)
     for tag, x in (("HR", gt), ("LR", degrade(gt, SENSOR.mtf_ms)), ("PAN", gt.mean(1, keepdim=True))):
         np.save(folder / f"1_{tag}.npy", x[0].permute(1, 2, 0).numpy())
-    (folder / LISTING).write_text(",".join(NEEDED) + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,development\nb,QB,4,2_{HR;LR;PAN}.npy,given triple,two,development\n")
+    (folder / LISTING).write_text(
+        ",".join(LISTING_COLUMNS)
+        + "\na,QB,4,1_{HR;LR;PAN}.npy,given triple,one,development"
+        + "\nb,QB,4,2_{HR;LR;PAN}.npy,given triple,two,development\n"
+    )
     real.main([str(folder), "--out", str(out / "table.csv")])
     shown = capsys.readouterr()
     assert "skipped b" in shown.err and "fusionnet" in shown.out and "ratios" in shown.out
