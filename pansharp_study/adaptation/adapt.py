@@ -20,7 +20,7 @@ from ..networks.zoo import load_pretrained, load_weights
 from ..optics.registration import registration_views, residual_warning
 from ..optics.sensors import get_sensor
 from ..scenes.scene import read_scene
-from ..scoring.tables import COLUMNS, save_table, summarise
+from ..scoring.tables import ROW, save_table, summarise
 from pansharp_study.scoring.score import (
     as_method, classical_methods, pair_options, pair_tensors, reduced_pair, score_scene,
 )
@@ -104,7 +104,7 @@ def adapt_scenes(
         crops |= {k: central(images[k], params["adapt"]["crop"]) for k in images if k not in crops}
     message = f"{len(rows)} scenes scored with {len(methods)} methods; tuned on {len(tuning[:1])} pair." if rows else (
         f"The scenes of {name} are not here, so nothing was scored: see data/available.csv for what to put where.")
-    result = Adapted(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS),
+    result = Adapted(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=ROW),
                      pd.DataFrame(losses, columns=["network", "paradigm", "step", "loss"]), message)
     save_results(name, result, crops, registration(testing[0], params["adapt"]["crop"]) if rows else None)
     return result

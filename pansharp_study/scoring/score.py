@@ -162,7 +162,7 @@ def score_scene(
         return middle(fused, crop), score_full(fused, ms, pan, sensor, **options)
 
     for (method, network, paradigm), fuse in methods.items():
-        label = {"sensor": scene.attrs["sensor"], "scene": scene.attrs["name"], "simulated": scene.attrs["simulated"],
+        label = {"sensor": scene.attrs["sensor"], "scene": scene.attrs["name"], "simulated": scene.attrs["simulated"] == "yes",
                  "method": method, "network": network, "paradigm": paradigm}
         for resolution in images:
             if (resolution, fuse) not in done:  # a network that tuning left as it was comes twice

@@ -28,10 +28,8 @@ from ..classical import METHODS
 from ..core import load_params, settle
 from ..networks.zoo import load_pretrained, manifest
 from ..optics.sensors import Sensor
-from ..scoring.tables import save_table
-from pansharp_study.study.benchmark_pairs import (
-    COSTS, INDICES, ROW, SCHEMA_VERSION, Pair, load_pairs, real_pairs, save_pairs, simulated_pairs,
-)
+from .benchmark_pairs import Pair, load_pairs, real_pairs, save_pairs, simulated_pairs
+from ..scoring.tables import INDICES, ROW, SCHEMA_VERSION, load_table, save_table
 from ..scoring.score import as_method, score_full, score_reduced
 from ..adaptation.tune import PARADIGMS, Tuned, adapted, supervise
 
@@ -302,7 +300,7 @@ def read_rows(
     files = sorted((Path(out) / kind).glob("*.csv"))
     if not files:
         raise FileNotFoundError(f"No {kind} in {out}: python -m pansharp_study.study.benchmark run FILE {out}")
-    parts = [pd.read_csv(f, keep_default_na=False, na_values={k: [""] for k in (*INDICES, *COSTS[:-1])}) for f in files]
+    parts = [load_table(f) for f in files]
     return pd.concat([p for p in parts if len(p)], ignore_index=True)
 
 

@@ -67,7 +67,7 @@ def describe_setting(
         return (f"**{sensor.name}, real pair: nothing was scored, because the pair is not on this machine.** "
                 "`data/available.csv` says what to put where; no simulated figure takes its place.")
     a, scenes = params["adapt"], rows["scene"].nunique()
-    if not real and set(rows["simulated"]) == {"no"}:
+    if not real and not rows["simulated"].any():
         limit = params["synthesize_scenes"]["scored"]
         scenes = f"{scenes}{f', at most {limit} of each resolution, drawn from the test split' if limit else ', the whole test split'}"
         data = "**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; no pictures of them are shown, since terms differ"

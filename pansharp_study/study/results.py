@@ -22,7 +22,8 @@ from ..core import root
 from ..networks.zoo import manifest, sha256_of
 from .ablation import sensor_of
 from .benchmark import machine_name, read_missing, read_rows, run
-from .benchmark_pairs import COSTS, INDICES, LABELS, ROW, SCHEMA_VERSION, real_pairs, save_pairs
+from .benchmark_pairs import real_pairs, save_pairs
+from ..scoring.tables import COSTS, INDICES, LABELS, ROW, SCHEMA_VERSION
 from .figures import FAMILY
 
 # %% ../../nbs/study/92_results.ipynb #9fc30f29

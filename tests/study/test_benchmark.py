@@ -10,6 +10,7 @@ from pansharp_study.core import load_params, seeded
 from pansharp_study.networks.zoo import create_model
 from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.optics.wald import upsample, wald_pair
+from pansharp_study.scoring.tables import ROW, SCHEMA_VERSION
 from pansharp_study.study.benchmark import (
     acquisitions,
     gains,
@@ -22,7 +23,7 @@ from pansharp_study.study.benchmark import (
     read_missing,
     read_rows,
 )
-from pansharp_study.study.benchmark_pairs import ROW, SCHEMA_VERSION, SMALLEST, Pair, halved, load_pairs, save_pairs
+from pansharp_study.study.benchmark_pairs import SMALLEST, Pair, halved, load_pairs, save_pairs
 
 FEW = load_params()["adapt"] | {"steps": 2, "batch": 1, "size": 32}
 

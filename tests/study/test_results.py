@@ -9,8 +9,8 @@ import torch
 
 from pansharp_study.core import load_params, seeded
 from pansharp_study.optics.wald import upsample
+from pansharp_study.scoring.tables import ROW, SCHEMA_VERSION
 from pansharp_study.study import benchmark, result_pages, results
-from pansharp_study.study.benchmark_pairs import ROW, SCHEMA_VERSION
 from pansharp_study.study.claims import cases
 from pansharp_study.study.result_pages import main, make_reports
 from pansharp_study.study.result_tables import by_acquisition, comparable
