@@ -13,7 +13,7 @@ from pansharp_study.scoring.tables import ROW, SCHEMA_VERSION
 from pansharp_study.study import benchmark, result_pages, results
 from pansharp_study.study.claims import cases
 from pansharp_study.study.result_pages import main, make_reports
-from pansharp_study.study.result_tables import by_acquisition, comparable
+from pansharp_study.study.result_tables import comparable, with_bands
 from pansharp_study.study.results import cache_for, collect, measure, read_results, write_results
 
 CALL = ["--networks", "fusionnet", "--seeds", "0", "--steps", "1", "--scale", "laptop", "--most-pairs", "1"]
@@ -60,9 +60,10 @@ def test_end_to_end(study):
     assert {f.stem for f in (out / "reports").glob("*.ipynb")} == {"QB", "WV4", "compare"} and not list(out.rglob("*.running.ipynb"))
     assert "no real scene of WorldView-4" in shown(out / "reports" / "WV4.ipynb") and "no openly usable real scene" in shown(out / "reports" / "WV4.ipynb")
     page, compare = shown(out / "reports" / "QB.ipynb"), shown(out / "reports" / "compare.ipynb")
-    assert "development, 4 bands (real): means over n = 1 acquisition" in page and "All pairs are registered" in page and "an anecdote: no interval" in page and "lost: its files could not be read" in page
+    assert "development, 4 bands (real): means over 1 acquisition" in page and "n = 1: no interval" in page
+    assert "All pairs are registered" in page and "lost: its files could not be read" in page
     assert "against 1" in compare or "for 1" in compare
-    assert "an anecdote" in compare and "NOT tested" in compare and "simulated scenes" not in compare
+    assert "n = 1: no interval" in compare and "NOT tested" in compare and "simulated scenes" not in compare
     assert pictures(out / "reports" / "QB.ipynb") == 2 and pictures(out / "reports" / "compare.ipynb") == 0
     assert all(f.stat().st_size < (500_000 if f.stem == "compare" or f.stem == "QB" else 10_000) for f in (out / "reports").glob("*.ipynb"))
 
@@ -142,7 +143,7 @@ def test_simulated_rows_are_refused(study, tmp_path):
 def test_splits_and_bands_stay_apart(study):
     """A held-out copy of the rows is a group of its own, and the tile that tunes is scored by nobody."""
     rows = collect([study / "cache"]).rows
-    both = by_acquisition(pd.concat([rows, rows.assign(split="held-out")], ignore_index=True))
+    both = with_bands(pd.concat([rows, rows.assign(split="held-out")], ignore_index=True))
     table = cases(both, "one-shot full", "zero-shot")
     assert table.groupby("split").size().to_dict() == {"development": 1, "held-out": 1}
-    assert set(comparable(both)["tile"]) == {"q1"} and set(rows.loc[rows["paradigm"] == "one-shot full", "tuned_on"]) == {"q0"}
+    assert set(comparable(both)["scene"]) == {"q1"} and set(rows.loc[rows["paradigm"] == "one-shot full", "tuned_on"]) == {"q0"}
