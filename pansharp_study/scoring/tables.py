@@ -15,8 +15,8 @@ import pandas as pd
 
 # %% ../../nbs/scoring/24_tables.ipynb #4ddeb052
 SCHEMA_VERSION = 1
-LABELS = ("schema_version", "sensor", "acquisition", "scene", "simulated", "split", "method", "network", "weights_sha256",
-          "paradigm", "seed", "tuned_on", "n_pairs", "steps", "best_step", "share", "held_out")
+LABELS = ("schema_version", "sensor", "acquisition", "scene", "simulated", "split", "method", "network",
+          "weights_sha256", "paradigm", "seed", "tuned_on", "n_pairs", "steps", "best_step", "share", "held_out")
 BETTER = {"sam_deg": "lower", "ergas": "lower", "q2n": "higher", "psnr_db": "higher",
           "hqnr": "higher", "d_lambda_k": "lower", "d_s": "lower", "d_rho": "lower", "ndvi_mae": "lower"}
 INDICES = tuple(BETTER)
@@ -47,7 +47,8 @@ def load_table(
         raise FileNotFoundError(f"No scores at {path}: run the stage adapt first (dvc repro adapt)")
     numbers = {k: [""] for k in ROW if k not in TEXTS}
     types = dict.fromkeys(TEXTS, str) | dict.fromkeys(INDICES, float) | {"simulated": bool}
-    rows = pd.read_csv(path, keep_default_na=False, na_values=numbers, dtype=types, true_values=["yes"], false_values=["no"])
+    rows = pd.read_csv(path, keep_default_na=False, na_values=numbers, dtype=types,
+                       true_values=["yes"], false_values=["no"])
     if columns is None:
         return rows
     missing_texts = {k: "" for k in columns if k in TEXTS and k not in rows}

@@ -39,15 +39,18 @@ def describe_results(
     seeds = trained.groupby(["network", "acquisition", "split"])["seed"].nunique()
     uneven = len(seeds) and seeds.min() < seeds.max()
     often = f" ({seeds.min()} to {seeds.max()} for a network on an acquisition)" if uneven else ""
+    steps = ", ".join(map(str, notes["steps"])) or "none"
+    unknown = f"a machine that was not recorded ({', '.join(notes['devices'])})"
     lines = [
         f"- networks: {', '.join(map(network_title, networks)) or 'none'}",
-        f"- seeds: {', '.join(map(str, notes['seeds']))}{often}; steps of one-shot tuning: {', '.join(map(str, notes['steps'])) or 'none'}",
-        f"- computed on: {'; '.join(machines) or 'a machine that was not recorded (' + ', '.join(notes['devices']) + ')'}",
+        f"- seeds: {', '.join(map(str, notes['seeds']))}{often}; steps of one-shot tuning: {steps}",
+        f"- computed on: {'; '.join(machines) or unknown}",
         "- all pairs are registered, for classical methods and networks alike",
     ]
     for split, part in pd.DataFrame(notes["acquisitions"]).groupby("split", sort=True):
         names = ", ".join(part["acquisition"])
-        lines.append(f"- {split}: {counted(len(part), 'acquisition')}, {counted(part['scenes'].sum(), 'scene')} ({names})")
+        scenes = counted(part["scenes"].sum(), "scene")
+        lines.append(f"- {split}: {counted(len(part), 'acquisition')}, {scenes} ({names})")
     return unfinished(found) + "\n".join(lines)
 
 
@@ -75,7 +78,8 @@ def ratio_matrix(
         column = table["paradigm"].str.replace("one-shot ", "one-shot\n")
     else:
         row = network + ", " + table["paradigm"]
-        column = table["acquisition"].str.replace("-", "-\n") + "\n" + table["split"] + "\n" + table["bands"].astype(str) + " bands"
+        group = table["split"] + "\n" + table["bands"].astype(str) + " bands"
+        column = table["acquisition"].str.replace("-", "-\n") + "\n" + group
     table = table.assign(row=row, column=column)
     placed = table.sort_values(places, ascending=[False, True, True], kind="stable")  # held-out first
     by_row, by_column = (placed, table) if satellite else (table, placed)
@@ -92,18 +96,22 @@ def show_ratios(
     blocks = [name.rpartition(": ")[0] if satellite else name.split(",")[0] for name in values.index]
     lines = tuple(i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1])
     return show_matrix(values, centre=1, limits=(0.4, 1.6), better="lower", lines=lines,
-                       title="Real scenes: ERGAS / that of the best classical method", label="below 1: the network is better")
+                       title="Real scenes: ERGAS / that of the best classical method",
+                       label="below 1: the network is better")
 
 # %% ../../nbs/study/94_claims.ipynb #c1000ab5
-CLAIMS = (  # claim, paradigm, compared with; "classical": the group's best, "best there": the acquisition's best, in hindsight
-    ("Zero-shot, pretraining on simulated pairs is better than training on real pairs of another satellite", "zero-shot", "cross-sensor"),
+CLAIMS = (  # claim, paradigm, compared with; "classical": the best of the group, "best there": of the acquisition
+    ("Zero-shot, pretraining on simulated pairs is better than training on real pairs of another satellite",
+     "zero-shot", "cross-sensor"),
     ("Tuned on one pair, a pretrained network is better than the same network trained from scratch on that pair",
      "one-shot full", "one-shot from scratch"),
     ("One pair improves a pretrained network (full against zero-shot)", "one-shot full", "zero-shot"),
-    ("Tuning all weights is better than tuning the last layers (full against freeze)", "one-shot full", "one-shot freeze"),
+    ("Tuning all weights is better than tuning the last layers (full against freeze)",
+     "one-shot full", "one-shot freeze"),
     ("Zero-shot, a pretrained network is better than the best classical method", "zero-shot", "classical"),
     ("Tuned on one pair, a pretrained network is better than the best classical method", "one-shot full", "classical"),
-    ("Zero-shot, a pretrained network is better than the classical method that is best on that acquisition", "zero-shot", "best there"),
+    ("Zero-shot, a pretrained network is better than the classical method that is best on that acquisition",
+     "zero-shot", "best there"),
 )
 EQUAL = 1e-4  # a gain smaller than this is none: tuning was not applied
 FAMILIES = ("fusionnet", "panformer", "panmamba")  # a CNN, a Transformer and a Mamba
@@ -177,10 +185,12 @@ def claims_table(
                 words.append(f"{NETWORKS[network][1]}: {'; '.join(counts)}")
         return "<br>".join(words) or "not measured"
 
-    columns = {"claim": [*tables, "The first two claims hold for CNN, Transformer and Mamba alike (cases for the first; for the second)"]}
+    alike = "The first two claims hold for CNN, Transformer and Mamba alike (cases for the first; for the second)"
+    columns = {"claim": [*tables, alike]}
     for key, part in parts.items():
         columns[group_head(key, part)] = [*(case_words(of_group(t, key)) for t in tables.values()), by_family(key)]
-    caption = "Real scenes, gains in ERGAS at reduced resolution, positive if the claim holds; cases (one network on one acquisition) for and against."
+    caption = ("Real scenes, gains in ERGAS at reduced resolution, positive if the claim holds; "
+               "cases (one network on one acquisition) for and against.")
     shown = pd.DataFrame(columns)
     marks = pd.DataFrame("text-align: left", index=shown.index, columns=shown.columns)
     marks["claim"] = "text-align: left; white-space: normal; min-width: 16em"
@@ -222,7 +232,7 @@ PICTURE_KINDS = {"photograph": "natural", "remote_sensing": "remote-sensing"}
 
 
 def corpus_table(
-    scores: pd.DataFrame,  # docs/corpora.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas, steps, weights
+    scores: pd.DataFrame,  # docs/corpora.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas
     sizes: dict,  # kind -> pictures, see release.corpus_of
 ) -> pd.DataFrame:  # one row per network, bands and corpus
     "Mean errors after pretraining on each corpus, relative to natural pictures, with the number of pictures."
@@ -233,7 +243,8 @@ def corpus_table(
         row = {"network": network_name(network), "bands": bands, "corpus": corpus}
         for kind, name in PICTURE_KINDS.items():
             row[f"{name} pictures"] = sizes.get(kind, 0) if kind in CORPORA[corpus][0] else 0
-        row |= {"acquisitions": len(part), "SAM, degrees": f"{part['sam_deg'].mean():.2f}", "ERGAS": bracket(*interval(part["ergas"]))}
+        row |= {"acquisitions": len(part), "SAM, degrees": f"{part['sam_deg'].mean():.2f}",
+                "ERGAS": bracket(*interval(part["ergas"]))}
         if corpus != "natural" and (network, bands, "natural") in means.index.droplevel(3):
             change = (part["ergas"] / means["ergas"][network, bands, "natural"] - 1).dropna()
             row["ERGAS against natural, %"] = bracket(*(100 * v for v in interval(change)), 1, sign="+")
@@ -257,7 +268,8 @@ def corpus_words(
     if {"natural", "remote sensing"} <= set(each):
         both = each[["natural", "remote sensing"]].dropna()
         won = (both["remote sensing"] < both["natural"]).sum()
-        words.append(f"Pretraining on the remote-sensing pictures is better than on the natural ones in {won} and worse in {len(both) - won} of {len(both)} cases (network, bands, acquisition).")
+        words.append(f"Pretraining on the remote-sensing pictures is better than on the natural ones in {won} and worse "
+                     f"in {len(both) - won} of {len(both)} cases (network, bands, acquisition).")
     return " ".join(words)
 
 # %% ../../nbs/study/94_claims.ipynb #6456c889
@@ -298,20 +310,21 @@ def show_cost(
     rows: pd.DataFrame,  # of with_bands
     weights: dict,  # of the manifest: file -> network, bands, parameters
 ):
-    "ERGAS relative to the best classical method against parameters and seconds, zero-shot and classical; one row of panels per group."
+    "Ratios of ERGAS against parameters and seconds, zero-shot networks and classical methods, one row per group."
     ratios, parts = ratio_rows(rows), groups(rows)
     parts = {k: p for k, p in parts.items() if p["acquisition"].nunique() > 1} or parts  # leave out single acquisitions
     sizes = {(w["network"], w["bands"]): w["parameters"] for w in weights.values()}
     fig, axes = plt.subplots(len(parts), 2, figsize=(8.6, 2.7 * len(parts)), squeeze=False, sharey="row", sharex="col")
     for (left, right), (key, part) in zip(axes, parts.items()):
-        here = (ratios["split"] == key[0]) & (ratios["bands"] == key[1]) & ratios["paradigm"].isin(("zero-shot", "classical"))
-        means = ratios[here].groupby(["method", "network"], sort=False)["ratio"].mean().reset_index()
+        here = ratios[(ratios["split"] == key[0]) & (ratios["bands"] == key[1])]
+        here = here[here["paradigm"].isin(("zero-shot", "classical"))]
+        means = here.groupby(["method", "network"], sort=False)["ratio"].mean().reset_index()
         reduced = part[part["resolution"] == "reduced"]
         name = reduced["network"].where(reduced["network"] != "", reduced["method"])
-        seconds = reduced.groupby(name)["fuse_seconds"].median().clip(lower=1e-4)  # the median leaves out a slow first call
+        seconds = reduced.groupby(name)["fuse_seconds"].median().clip(lower=1e-4)  # median: a first call is slow
         for method, network, ratio in ordered(means).itertuples(index=False):
-            look = {"marker": "o", "ms": 7, "label": network_name(network)} if network else {"marker": "D", "ms": 4, "label": "classical"}
-            look |= {"color": network_colour(network), "ls": ""}
+            look = {"marker": "o", "ms": 7} if network else {"marker": "D", "ms": 4}
+            look |= {"color": network_colour(network), "ls": "", "label": network_name(network) or "classical"}
             right.plot(seconds[network or method], ratio, **look)
             if n := sizes.get((network, key[1]), sizes.get((network, None))):
                 left.plot(n, ratio, **look)
@@ -341,15 +354,17 @@ def ndvi_table(
             continue
         cells = {}
         for row in mean_table(part, ["ndvi_mae"]).itertuples():
-            classical = ("EXP" if row.method == "EXP" else "best classical", "")
-            name = classical if row.paradigm == "classical" else (network_name(row.method.removesuffix(f" {row.paradigm}")), row.paradigm)
+            name = ("EXP" if row.method == "EXP" else "best classical", "")
+            if row.paradigm != "classical":
+                name = (network_name(row.method.removesuffix(f" {row.paradigm}")), row.paradigm)
             cells[name] = bracket(row.mean, row.low, row.high, 3)
         columns[group_head(key, part)] = pd.Series(cells)
     if not columns:
         return pd.DataFrame()
     table = pd.concat(columns, axis=1).fillna("")
     first = [("EXP", ""), ("best classical", "")]
-    table = table.loc[[*first, *(k for k in table.index if k not in first)]].rename_axis(["method", "paradigm"]).reset_index()
+    table = table.loc[[*first, *(k for k in table.index if k not in first)]]
+    table = table.rename_axis(["method", "paradigm"]).reset_index()
     return table.assign(method=blank_repeats(table["method"]))
 
 
@@ -357,4 +372,5 @@ def missing_table(
     found: Results,
 ) -> pd.DataFrame:
     "What was not measured, by sensor."
-    return missing_rows(found).sort_values("sensor", kind="stable").rename(columns={"reason": "what is missing, or why"})
+    table = missing_rows(found).sort_values("sensor", kind="stable")
+    return table.rename(columns={"reason": "what is missing, or why"})

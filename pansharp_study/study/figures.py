@@ -193,7 +193,8 @@ def show_scores(
     fig, axes = plt.subplots(1, len(indices), figsize=size, sharey=True, squeeze=False)
     for ax, index in zip(axes[0], indices):
         for method, group in groups.items():
-            ax.barh(place[method], group[index].mean(), color=PARADIGM_COLOURS[paradigms[method]], alpha=0.85, height=0.75)
+            colour = PARADIGM_COLOURS[paradigms[method]]
+            ax.barh(place[method], group[index].mean(), color=colour, alpha=0.85, height=0.75)
             ax.plot(group[index], [place[method]] * len(group), "o", ms=3, color="black", alpha=0.6)
         ax.set_xlabel(f"{INDEX_NAMES[index]} ({BETTER[index]} is better)")
         if index in ("q2n", "hqnr", "psnr_db"):

@@ -45,7 +45,8 @@ def show_curves(
         ax.plot(curve["step"], curve["train_loss"], color=f"C{i}", lw=1, alpha=0.5)
         label = network_title(name.rsplit("_", 1)[0])
         ax.plot(curve["step"], curve["validation_loss"], color=f"C{i}", lw=2, label=label)
-    ax.set(xlabel="step", ylabel="loss, standard deviations", title="Pretraining: thin = training, thick = held-out pairs")
+    ax.set(xlabel="step", ylabel="loss, standard deviations")
+    ax.set_title("Pretraining: thin = training, thick = held-out pairs")
     ax.legend(fontsize=8)
     return fig
 
@@ -64,16 +65,17 @@ def describe_data(
     params: dict,  # all of params.yaml
 ) -> tuple[str, str]:  # which data; how many scenes
     "Where the scenes of a benchmark come from."
-    settings, scenes = params["synthesize_scenes"], rows["scene"].nunique()
+    settings, scenes = params["synthesize_scenes"], str(rows["scene"].nunique())
     if name.endswith("-real"):
-        return "a **real** satellite pair; its terms do not clearly allow showing images of it", f"{scenes}"
+        return "a **real** satellite pair; its terms do not clearly allow showing images of it", scenes
     if rows["simulated"].any():
         size = settings["size"]
-        return f"**simulated** scenes ({size} PAN pixels square) with this sensor's published responses and MTF", f"{scenes}"
+        return f"**simulated** scenes ({size} PAN pixels square) with this sensor's published responses and MTF", scenes
     limit = settings["scored"]
     chosen = f"at most {limit} of each resolution, drawn from the test split" if limit else "the whole test split"
-    return ("**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; their terms differ, so no images are shown",
-            f"{scenes}, {chosen}")
+    data = ("**real** scenes of the folder that `sensors.NAME.data` in `params.yaml` names; "
+            "their terms differ, so no images are shown")
+    return data, f"{scenes}, {chosen}"
 
 
 def describe_setting(
@@ -88,7 +90,8 @@ def describe_setting(
                 "`data/available.csv` says which files to put where. No simulated numbers take its place.")
     data, scenes = describe_data(name, rows, params)
     adapt, bands = params["adapt"], scene_bands(name)
-    pair = "the upper half of the acquisition, whose lower half is scored" if name.endswith("-real") else "one other scene"
+    half = "the upper half of the acquisition, whose lower half is scored"
+    pair = half if name.endswith("-real") else "one other scene"
     lines = {
         "satellite": f"{sensor.name}, {len(bands)} bands: {', '.join(bands)}",
         "data": data,
@@ -121,18 +124,20 @@ def best_table(
     *,
     title: str = "",  # first words of the caption
 ):
-    "The best method of each paradigm with its ERGAS, compared with EXP and with the best classical method, as a styled table."
+    "The best method of each paradigm against EXP and the best classical method, as a styled table."
     reduced = rows[rows["resolution"] == "reduced"]
     means, best = picture_scores(reduced, "ergas").mean(), best_methods(reduced)
     against = best["classical"]
     networks = {p: m for p, m in best.items() if p != "classical"}
     table = compare(reduced, [(m, against) for m in networks.values()], effect=difference)
+    differences = [bracket(*v, sign="+") for v in table[["mean", "low", "high"]].itertuples(index=False)]
+    counts = [count_words(*v) for v in table[["won", "n", "p"]].itertuples(index=False)]
     cells = {"paradigm": ["interpolation", *best],
              "method": ["EXP", *(short_label(m, p) for p, m in best.items())],
              "ERGAS": [f"{means[m]:.2f}" for m in ("EXP", *best.values())],
              "against EXP, %": [f"{100 * (means[m] / means['EXP'] - 1):+.0f}" for m in ("EXP", *best.values())],
-             f"difference from {against}": ["", ""] + [bracket(*v, sign="+") for v in table[["mean", "low", "high"]].itertuples(index=False)],
-             "better on": ["", ""] + [count_words(*v) for v in table[["won", "n", "p"]].itertuples(index=False)]}
+             f"difference from {against}": ["", "", *differences],
+             "better on": ["", "", *counts]}
     shown = pd.DataFrame(cells)
     marks = pd.DataFrame("", index=shown.index, columns=shown.columns)
     marks[f"difference from {against}"] = ["", "", *effect_marks(table["low"], table["high"], "lower")]
@@ -169,7 +174,7 @@ def fused_only(
 QUESTIONS = (  # question, paradigm, compared with: another paradigm, or "classical" for the best classical method
     ("Does pretraining help? One-shot full against from scratch", "one-shot full", "one-shot from scratch"),
     ("Does one pair help? One-shot full against zero-shot", "one-shot full", "zero-shot"),
-    ("Does it help if only the last layers are tuned? One-shot freeze against zero-shot", "one-shot freeze", "zero-shot"),
+    ("Does tuning the last layers help? One-shot freeze against zero-shot", "one-shot freeze", "zero-shot"),
     ("Zero-shot against the best classical method", "zero-shot", "classical"),
     ("One-shot full against the best classical method", "one-shot full", "classical"),
 )
@@ -209,8 +214,9 @@ def answer_table(
         out.append((question, *cells))
     shown = pd.DataFrame(out, columns=["question", *(network_title(n) for n in networks)])
     n = int(total["n"].max())
-    caption = (f"Gain in ERGAS at reduced resolution, %: the mean over {counted(n, 'picture')}, the number of pictures on which it is "
-               f"positive, and the number of satellites. The best classical method is {best_classical(reduced)}. "
+    caption = (f"Gain in ERGAS at reduced resolution, %: the mean over {counted(n, 'picture')}, the number of pictures "
+               "on which it is positive, and the number of satellites. "
+               f"The best classical method is {best_classical(reduced)}. "
                f"{interval_words([n]).capitalize()}; {significance_words(n, len(networks))}.")
     return styled(shown, None, caption)
 
@@ -221,8 +227,10 @@ def show_gains(
 ):
     "The gain of every network on each satellite as a matrix; a number whose interval includes zero is in brackets."
     order = {"index": gains["sensor"].unique(), "columns": gains["network"].unique()}
-    mean, low, high = (gains.pivot(index="sensor", columns="network", values=k).reindex(**order) for k in ("mean", "low", "high"))
-    return show_matrix(100 * mean, centre=0, form="{:+.0f} %", title=title, label="% lower ERGAS", doubtful=(low <= 0) & (high >= 0))
+    mean, low, high = (gains.pivot(index="sensor", columns="network", values=k).reindex(**order)
+                       for k in ("mean", "low", "high"))
+    return show_matrix(100 * mean, centre=0, form="{:+.0f} %", title=title, label="% lower ERGAS",
+                       doubtful=(low <= 0) & (high >= 0))
 
 # %% ../../nbs/study/86_report.ipynb #7d20c1ab
 def run_summary(
@@ -238,8 +246,10 @@ def run_summary(
     return {label: {k: float(f"{v:.4g}") for k, v in means.loc[method].items()} for label, method in wanted.items()}
 
 # %% ../../nbs/study/86_report.ipynb #79a30e93
-HEADLINE_MARKS = {"interpolation (EXP)": ("_", "0.35"), "best classical": ("D", PARADIGM_COLOURS["classical"]),
-                  "best zero-shot": ("o", PARADIGM_COLOURS["zero-shot"]), "best one-shot": ("s", PARADIGM_COLOURS["one-shot full"])}
+HEADLINE_MARKS = {"interpolation (EXP)": ("_", "0.35"),
+                  "best classical": ("D", PARADIGM_COLOURS["classical"]),
+                  "best zero-shot": ("o", PARADIGM_COLOURS["zero-shot"]),
+                  "best one-shot": ("s", PARADIGM_COLOURS["one-shot full"])}
 
 
 def headline_table(
@@ -286,8 +296,9 @@ def headline_words(
     "What the headline figure shows, in two sentences."
     best = headline_table(rows)
     won = {k: int((best[f"best {k}"] < best["best classical"]).sum()) for k in ("zero-shot", "one-shot")}
-    means = best.mean()
-    return (f"ERGAS at reduced resolution; each mark is the best method of its kind on that satellite. On the simulated scenes the best network beats the best "
-            f"classical method **zero-shot on {won['zero-shot']} of {len(best)}** satellites and **one-shot on {won['one-shot']} of {len(best)}**; the mean ERGAS is "
-            f"{means['best classical']:.2f} (classical), {means['best zero-shot']:.2f} (zero-shot), {means['best one-shot']:.2f} (one-shot) and "
-            f"{means['interpolation (EXP)']:.2f} (interpolation). The best of several networks, chosen after scoring, is a favourable choice.")
+    means = ", ".join(f"{value:.2f} ({name.removeprefix('best ')})" for name, value in best.mean().items())
+    return ("ERGAS at reduced resolution; each mark is the best method of its kind on that satellite. On the simulated "
+            "scenes the best network beats the best classical method "
+            f"**zero-shot on {won['zero-shot']} of {len(best)}** satellites and "
+            f"**one-shot on {won['one-shot']} of {len(best)}**. Mean ERGAS: {means}. "
+            "The best of several networks, chosen after scoring, is a favourable choice.")

@@ -120,7 +120,8 @@ def lay_out(
     starts=(),  # numbers of the rows that begin a block
 ):
     "Align words to the left, and draw a line above each block."
-    left = [{"selector": f"td:nth-child({k}), th:nth-child({k})", "props": "text-align: left"} for k in range(1, texts + 1)]
+    left = [{"selector": f"td:nth-child({k}), th:nth-child({k})", "props": "text-align: left"}
+            for k in range(1, texts + 1)]
     lines = [{"selector": f"tr:nth-child({i + 1}) td", "props": "border-top: 1px solid #999"} for i in starts if i]
     return style.set_table_styles([*left, *lines], overwrite=False)
 
@@ -276,7 +277,8 @@ def ranks_table(
     shown.insert(0, "method", [labels[m] for m in ranks.index])
     marks.insert(0, "method", "")
     heads = {k: name.split(",")[0] for k, name in INDEX_NAMES.items()}
-    caption = f"{title + ': ' if title else ''}ranks of {len(ranks)} methods by their means over {counted(n, 'picture')}; 1 is best."
+    caption = (f"{title + ': ' if title else ''}ranks of {len(ranks)} methods by their means over "
+               f"{counted(n, 'picture')}; 1 is best.")
     centred = ({"selector": "td, th", "props": "text-align: center"},)
     return styled(shown.rename(columns=heads), marks.rename(columns=heads), caption, css=centred)
 
@@ -284,7 +286,7 @@ def ranks_table(
 def agreement_words(
     rows: pd.DataFrame,  # tidy scores of one benchmark, or of several
 ) -> str:  # Markdown
-    "Which method is best by which index, and how far indices, pictures and satellites agree on the order of the methods."
+    "Which method is best by which index, and how far indices, pictures and satellites agree on their order."
     ranks, labels = rank_table(rows, scored_indices(rows, *REPORTED)), method_labels(rows)
     winners = {}
     for k in ranks:
@@ -292,9 +294,12 @@ def agreement_words(
     best = "; ".join(f"**{method}** by {', '.join(indices)}" for method, indices in winners.items())
     names = {"reduced": "indices with a reference", "full": "indices without a reference"}
     groups = {names[r]: ranks[scored_indices(rows, r)] for r in REPORTED} | {"indices in all": ranks}
-    groups |= {"pictures (ERGAS)": rank_within(rows, "ergas", "picture"), "satellites (ERGAS)": rank_within(rows, "ergas", "sensor")}
-    agree = [f"{concordance(table):.2f} among {table.shape[1]} {name}" for name, table in groups.items() if table.shape[1] > 1]
-    return f"Best methods: {best}. Agreement on the whole order of methods (Kendall's W, 1 for the same order): {', '.join(agree)}."
+    for name, by in (("pictures", "picture"), ("satellites", "sensor")):
+        groups[f"{name} (ERGAS)"] = rank_within(rows, "ergas", by)
+    agree = [f"{concordance(table):.2f} among {table.shape[1]} {name}"
+             for name, table in groups.items() if table.shape[1] > 1]
+    return (f"Best methods: {best}. Agreement on the whole order of methods (Kendall's W, 1 for the same order): "
+            f"{', '.join(agree)}.")
 
 # %% ../../nbs/study/85_report_tables.ipynb #84af43fa
 def show_tau(
@@ -305,4 +310,5 @@ def show_tau(
     "Kendall's tau between the orders in which the indices put the methods."
     tau = rank_tau(rank_table(rows, scored_indices(rows, *REPORTED)))
     names = {k: INDEX_NAMES[k].split(",")[0] for k in tau}
-    return show_matrix(tau.rename(index=names, columns=names), centre=0, title=title, label="Kendall's tau, 1 = same order")
+    tau = tau.rename(index=names, columns=names)
+    return show_matrix(tau, centre=0, title=title, label="Kendall's tau, 1 = same order")

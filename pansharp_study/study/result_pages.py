@@ -122,7 +122,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--share", default=(0, 1), type=lambda s: tuple(int(v) for v in s.split("/")),
         help="k/n: only run every n-th job, from the k-th; the command without it then collects the rows")
     add("--minutes", type=float, default=float("inf"), help="start no job after that")
-    add("--pictures", action="store_true", help="show a scene in the reports: for your own imagery; terms of others may forbid it")
+    add("--pictures", action="store_true",
+        help="show a scene in the reports: for your own imagery; the terms of other imagery may forbid it")
     return parser
 
 
@@ -131,11 +132,16 @@ def command_words(
     rows: list | None,  # folders of --rows
 ) -> str:
     "The command for the manifest, without the paths of this machine."
-    out = []
+    out = [COMMAND]
     for before, word in zip(["", *given], given):
-        absolute_out = before == "--out" and Path(word).is_absolute()
-        out.append("FOLDER" if before == "--real" else "GPU_OUT" if word in (rows or []) else "OUT" if absolute_out else word)
-    return " ".join([COMMAND, *out])
+        if before == "--real":
+            word = "FOLDER"
+        elif word in (rows or []):
+            word = "GPU_OUT"
+        elif before == "--out" and Path(word).is_absolute():
+            word = "OUT"
+        out.append(word)
+    return " ".join(out)
 
 # %% ../../nbs/study/95_result_pages.ipynb #2a9a2a8d
 def find_rows(
@@ -159,13 +165,14 @@ def find_rows(
 def main(
     argv: list[str] | None = None,
 ):
-    "Results of the benchmark on real scenes: run it (--real), collect rows made elsewhere (--rows), or only make the reports."
+    "Results on real scenes: run the benchmark (--real), collect rows of elsewhere (--rows), or only make the reports."
     given = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args(given)
     try:
         folders, pairs, left = find_rows(args)
         if args.share[1] > 1:
-            return print(f"{left} jobs of share {args.share[0]}/{args.share[1]} are left; the same command without --share collects the rows of all shares")
+            share = f"{args.share[0]}/{args.share[1]}"
+            return print(f"{left} jobs of share {share} are left; without --share the command collects all rows")
         if left:
             print(f"{left} jobs are left: these are the results of those that are done; the same command continues")
         if folders:

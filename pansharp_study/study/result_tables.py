@@ -49,8 +49,8 @@ def ordered(
 ) -> pd.DataFrame:
     "Sort by network, classical methods first, then by paradigm."
     ranks = {"network": ["", *NETWORKS], "paradigm": PARADIGM_ORDER}
-    keys = [k for k in ranks if k in table]
-    return table.sort_values(keys, key=lambda s: s.map({v: i for i, v in enumerate(ranks[s.name])}).fillna(99), kind="stable")
+    places = {k: {value: i for i, value in enumerate(values)} for k, values in ranks.items() if k in table}
+    return table.sort_values(list(places), key=lambda s: s.map(places[s.name]).fillna(99), kind="stable")
 
 
 def comparable(
@@ -104,8 +104,8 @@ def reference_methods(
 
 def ratio_rows(
     rows: pd.DataFrame,  # of with_bands, all of a benchmark
-) -> pd.DataFrame:  # split, bands, acquisition, method, network, paradigm, against, value, best, ratio (below 1: better)
-    "ERGAS of every method, divided by that of the group's best classical method on the same scenes of the acquisition."
+) -> pd.DataFrame:  # split, bands, acquisition, method, network, paradigm, against, value, best, ratio
+    "ERGAS of every method (value), and its ratio to that of the group's best classical method on the same scenes."
     out = []
     for (split, bands), part in reduced_groups(rows).items():
         against = best_classical(part)
@@ -200,10 +200,14 @@ def describe_scenes(
     steps, seeds = (", ".join(str(v) for v in sorted(tuned[k].unique())) or "none" for k in ("steps", "seed"))
     table = "\n".join(lines)
     return (
-        f"{unfinished(found)}**Real** scenes of {name}; nothing on this page is simulated. The scenes come from a user's folder with a listing (`RR_SCENES.csv`). "
-        f"Their terms of use differ, so no image is shown unless the page was made with `--pictures`.\n\n{table}\n\n"
-        "**All pairs are registered**: the shift between PAN and MS was estimated from the pair and removed before any method was applied. Pairs at reduced resolution are made by Wald's protocol with the sensor's MTF, or come with their reference. "
-        f"One-shot tuning uses one tile of an acquisition (the upper half where there is only one scene) for {steps} steps, with the seeds {seeds}; the other tiles (the lower half) are scored. The networks are the released ones, pretrained on simulated pairs only."
+        f"{unfinished(found)}**Real** scenes of {name}; nothing on this page is simulated. The scenes come from a "
+        "user's folder with a listing (`RR_SCENES.csv`). Their terms of use differ, so no image is shown unless the "
+        f"page was made with `--pictures`.\n\n{table}\n\n"
+        "**All pairs are registered**: the shift between PAN and MS was estimated from the pair and removed before any "
+        "method was applied. Pairs at reduced resolution are made by Wald's protocol with the sensor's MTF, or come "
+        "with their reference. One-shot tuning uses one tile of an acquisition (the upper half where there is only one "
+        f"scene) for {steps} steps, with the seeds {seeds}; the other tiles (the lower half) are scored. The networks "
+        "are the released ones, pretrained on simulated pairs only."
     )
 
 # %% ../../nbs/study/93_result_tables.ipynb #d1613562
@@ -263,8 +267,9 @@ def failure_table(
     lost, n = lost_scenes(rows, satellite)
     worse = int((lost["ERGAS"] > lost["ERGAS of EXP"]).sum())
     name = SATELLITES.get(satellite, satellite)
-    caption = (f"{name} (real), reduced resolution: {len(lost)} of {n} cases (network, paradigm, scene) in which a pretrained network loses to the "
-               f"classical method that is best on that scene; in {worse} of them to interpolation (EXP), too."
+    caption = (f"{name} (real), reduced resolution: {len(lost)} of {n} cases (network, paradigm, scene) in which a "
+               "pretrained network loses to the classical method that is best on that scene; in "
+               f"{worse} of them to interpolation (EXP), too."
                + (f" The {most} worst cases." if len(lost) > most else ""))
     return plain_table(lost.head(most), caption, texts=6)
 
@@ -297,8 +302,8 @@ def cost_table(
     table["network"] = blank_repeats(table["network"].map(network_name))
     table["bands"] = blank_repeats(table["bands"].astype(str))
     table["fuse"] = table["fuse"].where(table["network"] != "")
-    heads = {"share": "share of the tuned weights", "skipped": "tuning not applied", "seconds": "tuning, s", "step": "ms per step",
-             "memory": "peak memory, MB", "fuse": "fusing a scene, s"}
+    heads = {"share": "share of the tuned weights", "skipped": "tuning not applied", "seconds": "tuning, s",
+             "step": "ms per step", "memory": "peak memory, MB", "fuse": "fusing a scene, s"}
     return table.drop(columns=same).rename(columns=heads)
 
 # %% ../../nbs/study/93_result_tables.ipynb #e8d8ba68
@@ -319,7 +324,8 @@ def show_adaptation(
         scored = rows[here & (rows["resolution"] == "reduced")]
         ergas = scored.groupby("method")["ergas"].mean()
         for network, points in ordered(part).groupby("network", sort=False):
-            line = pd.concat([pd.Series({0: ergas.get(f"{network} zero-shot", np.nan)}), points.groupby("steps")["ergas"].mean()])
+            zero = pd.Series({0: ergas.get(f"{network} zero-shot", np.nan)})
+            line = pd.concat([zero, points.groupby("steps")["ergas"].mean()])
             ax.plot(line.index, line, "o-", ms=3, lw=1.5, color=network_colour(network), label=network_name(network))
         method = best[split, sensor_of(sensor).n_bands]
         ax.axhline(ergas[method], color="0.45", ls="--", lw=1.2, label="best classical of the group")
@@ -356,12 +362,14 @@ def show_pairs(
     panels = dict(list(table.groupby(["split", "acquisition"], sort=False)))
     columns = min(max(len(panels), 1), 4)
     lines = -(-max(len(panels), 1) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(2.5 * columns + 1.6, 2.5 * lines), squeeze=False, sharex=True, sharey=True)
+    size = (2.5 * columns + 1.6, 2.5 * lines)
+    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
     for ax, ((split, acquisition), part) in zip(axes.flat, panels.items()):
         for network, line in ordered(part).groupby("network", sort=False):
-            ax.plot(line["pairs"], line["ergas_ratio"], "o-", ms=4, color=network_colour(network), label=network_name(network))
+            look = {"color": network_colour(network), "label": network_name(network)}
+            ax.plot(line["pairs"], line["ergas_ratio"], "o-", ms=4, **look)
         ax.axhline(1, color="0.6", lw=0.8)
         ax.set(title=f"{acquisition},\n{split}", xlabel="pairs tuned on", xticks=range(int(table["pairs"].max()) + 1))
     axes[0, 0].set_ylabel("ERGAS / zero-shot")
@@ -376,7 +384,7 @@ def fused_crops(
     *,
     side: int = 160,  # PAN pixels
 ) -> tuple[str, tuple, dict]:  # name of the scene; bands; title -> (C,h,w)
-    "Reference, PAN, interpolation, the best classical method and every network on the last scored scene of a satellite."
+    "Reference, PAN, EXP, the best classical method and every network on the last scored scene of a satellite."
     pairs = [p for p in load_pairs(file)[0] if p.sensor.name.partition(":")[0] == satellite and p.role != "tune"]
     pair = pairs[-1]
     ms, pan, gt = (pair.images[k] for k in ("ms", "pan", "gt"))
