@@ -220,7 +220,7 @@ def against_all(
     "Every other scored method paired with one."
     return [(method, against) for method in tile_scores(rows, index) if method != against]
 
-
+# %% ../../nbs/scoring/25_stats.ipynb #cac9d56d
 def network_pairs(
     rows: pd.DataFrame,  # tidy scores
     paradigm: str,  # such as "zero-shot"

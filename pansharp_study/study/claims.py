@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'EQUAL', 'FAMILIES', 'ENOUGH_PICTURES', 'PICTURE_KINDS', 'describe_results', 'reference_words',
            'ratio_matrix', 'show_ratios', 'gain_over_best_there', 'cases', 'case_words', 'claims_table', 'claim_table',
            'pace_table', 'corpus_table', 'corpus_words', 'augmentation_effects', 'show_effects', 'show_cost',
-           'ndvi_table', 'missing_table']
+           'ndvi_table']
 
 # %% ../../nbs/study/94_claims.ipynb #b526ab7d
 import matplotlib.pyplot as plt
@@ -22,23 +22,22 @@ from .ablation import CORPORA, effect_table
 from .figures import NETWORKS, network_colour, network_name, network_title, show_matrix
 from .report_tables import blank_repeats, bracket, counted, gain_table, styled
 from pansharp_study.study.result_tables import (
-    group_head, group_name, groups, missing_rows, of_satellite, ordered, ratio_rows, reduced_groups, reference_methods,
+    group_head, group_name, groups, of_satellite, ratio_rows, reduced_groups, reference_methods,
     unfinished,
 )
-from .results import Results
+from .results import Results, ordered
 
 # %% ../../nbs/study/94_claims.ipynb #f7f847b4
 def describe_results(
     found: Results,
 ) -> str:  # Markdown
     "Which networks, seeds and scenes the results hold, and where they were computed; from the manifest."
-    notes, networks = found.notes, [n for n in NETWORKS if n in found.notes["networks"]]
-    networks += [n for n in notes["networks"] if n not in networks]
+    notes = found.notes
+    networks = ordered(pd.DataFrame({"network": notes["networks"]}))["network"]
     machines = sorted({f"{r['machine']}, PyTorch {r['torch']}" for r in notes["runs"]})
     trained = found.rows[found.rows["network"] != ""]
     seeds = trained.groupby(["network", "acquisition", "split"])["seed"].nunique()
-    uneven = len(seeds) and seeds.min() < seeds.max()
-    often = f" ({seeds.min()} to {seeds.max()} for a network on an acquisition)" if uneven else ""
+    often = f" ({seeds.min()} to {seeds.max()} for a network on an acquisition)" if seeds.nunique() > 1 else ""
     steps = ", ".join(map(str, notes["steps"])) or "none"
     unknown = f"a machine that was not recorded ({', '.join(notes['devices'])})"
     lines = [
@@ -127,7 +126,7 @@ def gain_over_best_there(
     best = classical.loc[own.index].groupby("picture").mean().min(axis=1)
     return 1 - own.groupby("picture").mean() / best
 
-
+# %% ../../nbs/study/94_claims.ipynb #dc403280
 def cases(
     rows: pd.DataFrame,  # of with_bands
     paradigm: str,
@@ -196,7 +195,7 @@ def claims_table(
     marks["claim"] = "text-align: left; white-space: normal; min-width: 16em"
     return styled(shown, marks, caption)
 
-
+# %% ../../nbs/study/94_claims.ipynb #b0405489
 def claim_table(
     rows: pd.DataFrame,  # of with_bands
     paradigm: str,
@@ -252,7 +251,7 @@ def corpus_table(
     table = pd.DataFrame(out).fillna("")
     return table.assign(network=blank_repeats(table["network"]))
 
-
+# %% ../../nbs/study/94_claims.ipynb #054f2a6e
 def corpus_words(
     scores: pd.DataFrame | None,  # docs/corpora.csv, None if it is not there
     sizes: dict,  # kind -> pictures
@@ -268,8 +267,8 @@ def corpus_words(
     if {"natural", "remote sensing"} <= set(each):
         both = each[["natural", "remote sensing"]].dropna()
         won = (both["remote sensing"] < both["natural"]).sum()
-        words.append(f"Pretraining on the remote-sensing pictures is better than on the natural ones in {won} and worse "
-                     f"in {len(both) - won} of {len(both)} cases (network, bands, acquisition).")
+        words.append(f"Pretraining on the remote-sensing pictures is better than on the natural ones in {won} and "
+                     f"worse in {len(both) - won} of {len(both)} cases (network, bands, acquisition).")
     return " ".join(words)
 
 # %% ../../nbs/study/94_claims.ipynb #6456c889
@@ -282,9 +281,10 @@ def augmentation_effects(
     repetitions = scores[scores["group"] == "whole"].groupby(keys)["seed"].nunique()
     repeated = repetitions.reindex(operations.index, fill_value=0) > 1
     key = operations[repeated].idxmax()
-    number, network, bands, steps, _ = key
+    about = dict(zip(keys, key))
     table = effect_table(scores[(scores[keys] == list(key)).all(axis=1)])
-    title = f"round {number}: {network_name(network)}, {bands} bands, {steps} steps, {repetitions[key]} repetitions"
+    title = (f"round {about['round']}: {network_name(about['network'])}, {about['bands']} bands, "
+             f"{about['steps']} steps, {repetitions[key]} repetitions")
     return title, table[table["group"] == "operation"].sort_values("ergas").reset_index(drop=True)
 
 
@@ -366,11 +366,3 @@ def ndvi_table(
     table = table.loc[[*first, *(k for k in table.index if k not in first)]]
     table = table.rename_axis(["method", "paradigm"]).reset_index()
     return table.assign(method=blank_repeats(table["method"]))
-
-
-def missing_table(
-    found: Results,
-) -> pd.DataFrame:
-    "What was not measured, by sensor."
-    table = missing_rows(found).sort_values("sensor", kind="stable")
-    return table.rename(columns={"reason": "what is missing, or why"})

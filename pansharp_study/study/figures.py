@@ -56,11 +56,9 @@ def network_colour(
     network: str,  # such as "fusionnet"; "" for a classical method
 ) -> str:
     "The colour of a network's marks and lines."
-    if not network:
-        return PARADIGM_COLOURS["classical"]
-    return NETWORKS[network][2] if network in NETWORKS else "black"
+    return NETWORKS[network][2] if network in NETWORKS else "black" if network else PARADIGM_COLOURS["classical"]
 
-
+# %% ../../nbs/study/84_figures.ipynb #ea9e5d30
 def set_style(
     dpi: int = 70,  # of figures in reports
 ):
@@ -150,7 +148,7 @@ def show_crops(
         ax.set_title(name, fontsize=9)
     return fig
 
-
+# %% ../../nbs/study/84_figures.ipynb #b233add7
 def show_errors(
     images: dict,  # title -> (C,H,W) fused
     gt: np.ndarray,  # (C,H,W) reference

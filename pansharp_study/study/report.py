@@ -77,7 +77,7 @@ def describe_data(
             "their terms differ, so no images are shown")
     return data, f"{scenes}, {chosen}"
 
-
+# %% ../../nbs/study/86_report.ipynb #b107f588
 def describe_setting(
     name: str,  # benchmark
     rows: pd.DataFrame,  # tidy scores, may be empty
@@ -118,7 +118,7 @@ def best_methods(
             best[paradigm] = str(means[methods].idxmin())
     return best
 
-
+# %% ../../nbs/study/86_report.ipynb #a0729760
 def best_table(
     rows: pd.DataFrame,  # tidy scores of one benchmark
     *,
@@ -195,7 +195,7 @@ def satellite_gains(
               for sensor, part in parts.items()]
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/study/86_report.ipynb #e9eed78b
 def answer_table(
     rows: pd.DataFrame,  # tidy scores of all simulated benchmarks
     networks: list,
@@ -210,8 +210,8 @@ def answer_table(
         total = gains[gains["sensor"] == "all"].set_index("network").loc[networks]
         each = gains[gains["sensor"] != "all"]
         won, n = ((each["mean"] > 0).groupby(each["network"]).agg(k) for k in ("sum", "count"))
-        cells = [f"{gain_cell(row)}<br>{won[row.Index]} of {n[row.Index]} satellites" for row in total.itertuples()]
-        out.append((question, *cells))
+        counts = [f"<br>{won[k]} of {n[k]} satellites" if mean else "" for k, mean in total["mean"].items()]
+        out.append((question, *(gain_cell(row) + words for row, words in zip(total.itertuples(), counts))))
     shown = pd.DataFrame(out, columns=["question", *(network_title(n) for n in networks)])
     n = int(total["n"].max())
     caption = (f"Gain in ERGAS at reduced resolution, %: the mean over {counted(n, 'picture')}, the number of pictures "
@@ -264,7 +264,7 @@ def headline_table(
                        "best zero-shot": means[best["zero-shot"]], "best one-shot": min(tuned)}
     return pd.DataFrame.from_dict(out, orient="index")
 
-
+# %% ../../nbs/study/86_report.ipynb #42939e66
 def show_headline(
     simulated: pd.DataFrame,  # tidy scores of the simulated benchmarks
     real: pd.DataFrame,  # of the real pair, may be empty
@@ -296,7 +296,7 @@ def headline_words(
     "What the headline figure shows, in two sentences."
     best = headline_table(rows)
     won = {k: int((best[f"best {k}"] < best["best classical"]).sum()) for k in ("zero-shot", "one-shot")}
-    means = ", ".join(f"{value:.2f} ({name.removeprefix('best ')})" for name, value in best.mean().items())
+    means = ", ".join(f"{name} {value:.2f}" for name, value in best.mean().items())
     return ("ERGAS at reduced resolution; each mark is the best method of its kind on that satellite. On the simulated "
             "scenes the best network beats the best classical method "
             f"**zero-shot on {won['zero-shot']} of {len(best)}** satellites and "

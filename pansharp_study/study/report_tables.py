@@ -60,7 +60,7 @@ def styled(
         style = style.apply(lambda _: marks, axis=None)
     return style.set_table_styles([*css, *CSS])
 
-
+# %% ../../nbs/study/85_report_tables.ipynb #4e8ac990
 def counted(
     n: int,
     word: str,  # singular
@@ -95,7 +95,7 @@ def significance_words(
     shared = "" if too_few(n) else f", and {comparisons} comparisons share it"
     return f"n = {n} is too small for a test: p cannot fall below {smallest_p(n):.2g}{shared}"
 
-
+# %% ../../nbs/study/85_report_tables.ipynb #f74d22a3
 def count_words(
     won: int,  # pictures on which the method is better
     n: int,  # pictures
@@ -195,7 +195,7 @@ def effect_marks(
     positive, negative = (GOOD, BAD) if better == "higher" else (BAD, GOOD)
     return [positive if lo > 0 else negative if hi < 0 else "" for lo, hi in zip(low, high)]
 
-
+# %% ../../nbs/study/85_report_tables.ipynb #9703f35c
 def comparison_table(
     rows: pd.DataFrame,  # tidy scores of one benchmark, or of several
     resolution: str,  # "reduced" or "full"
@@ -282,7 +282,7 @@ def ranks_table(
     centred = ({"selector": "td, th", "props": "text-align: center"},)
     return styled(shown.rename(columns=heads), marks.rename(columns=heads), caption, css=centred)
 
-
+# %% ../../nbs/study/85_report_tables.ipynb #fbe2fc9b
 def agreement_words(
     rows: pd.DataFrame,  # tidy scores of one benchmark, or of several
 ) -> str:  # Markdown
