@@ -26,7 +26,7 @@ from ..scenes.pair import Pair
 from ..scenes.scene import read_scene
 from ..scenes.splits import linked_scenes
 from ..scoring.score import pairs_of, score_scene
-from ..scoring.tables import COLUMNS, save_table, summarise
+from ..scoring.tables import ROW, save_table, summarise
 
 # %% ../../nbs/adaptation/74_adapt.ipynb #0dcb7311
 def halves(
@@ -124,7 +124,7 @@ def adapt_scenes(
     message = f"The scenes of {name} are not here, so nothing was scored: see data/available.csv for what to put where."
     if rows:
         message = f"{len(rows)} scenes scored with {len(methods)} methods; tuned on {len(tuning[:1])} pair."
-    scores = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
+    scores = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=ROW)
     result = AdaptationResult(scores, pd.DataFrame(losses, columns=["network", "paradigm", "step", "loss"]), message)
     save_results(name, result, crops, registration(testing[0], params["adapt"]["crop"]) if rows else None)
     return result

@@ -15,7 +15,7 @@ import torch
 from .. import metrics
 from ..optics.sensors import Sensor, get_sensor
 from ..scenes.pair import Pair
-from .tables import COLUMNS
+from .tables import ROW
 
 # %% ../../nbs/scoring/26_score.ipynb #fb04a3f1
 INNER = (..., slice(20, -21), slice(20, -21))  # what is scored at reduced resolution
@@ -155,7 +155,7 @@ def score_scene(
                 fused = fuse(pair, function)
                 done[resolution, function] = middle(fused, crop), score_fused(fused, pair)
             images[resolution][method], scores = done[resolution, function]
-            labels = {"sensor": pair.sensor.name, "scene": pair.name, "simulated": "yes" if pair.simulated else "no"}
+            labels = {"sensor": pair.sensor.name, "scene": pair.name, "simulated": pair.simulated}
             labels |= {"method": method, "network": network, "paradigm": paradigm}
             rows.append(labels | {"resolution": resolution} | scores)
-    return pd.DataFrame(rows).reindex(columns=COLUMNS), images
+    return pd.DataFrame(rows).reindex(columns=ROW), images

@@ -31,10 +31,9 @@ from ..networks.pansharpener import Pansharpener
 from ..networks.pansharpener import as_method
 from ..networks.zoo import load_pretrained, manifest
 from ..scoring.score import score
-from ..scoring.tables import save_table
+from ..scoring.tables import ROW, SCHEMA_VERSION, load_table, save_table
 from pansharp_study.study.benchmark_pairs import (
-    COMPARATORS, COSTS, INDICES, ROW, SCHEMA_VERSION, Fold, acquisitions, fold_of, load_tiles, real_tiles, save_tiles,
-    simulated_tiles,
+    COMPARATORS, Fold, acquisitions, fold_of, load_tiles, real_tiles, save_tiles, simulated_tiles,
 )
 from .held_out import commit_now
 
@@ -303,8 +302,7 @@ def read_rows(
     files = sorted((Path(out) / kind).glob("*.csv"))
     if not files:
         raise FileNotFoundError(f"No {kind} in {out}: python -m pansharp_study.study.benchmark run FILE {out}")
-    empty = {k: [""] for k in (*INDICES, *COSTS[:-1])}
-    parts = [pd.read_csv(f, keep_default_na=False, na_values=empty) for f in files]
+    parts = [load_table(f) for f in files]
     return pd.concat([p for p in parts if len(p)], ignore_index=True)
 
 

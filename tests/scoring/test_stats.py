@@ -13,26 +13,41 @@ from scipy.stats import friedmanchisquare, kendalltau, wilcoxon
 
 from pansharp_study.core import root
 from pansharp_study.scoring.stats import (
+    against_all,
     attainable_level,
+    best_classical,
+    compare,
     concordance,
+    difference,
     gain,
     holm,
     interval,
     mean_table,
-    paired,
-    paired_table,
     picture_scores,
+    pictures,
     rank_table,
     rank_tau,
     sign_flip_p,
     smallest_p,
     too_few,
 )
-from pansharp_study.scoring.tables import BETTER, load_table
-from pansharp_study.study.report import answers, verdict
-from pansharp_study.study.report_tables import comparison_table, rank_style, rank_words, score_table, scored_indices
+from pansharp_study.scoring.tables import load_table
+from pansharp_study.study.report import answer_table, best_table
+from pansharp_study.study.report_tables import (
+    agreement_words,
+    comparison_table,
+    ranks_table,
+    score_table,
+    scored_indices,
+)
 
 TARGETS = ("WV2", "WV3", "WV4", "IKONOS", "QB", "GF2", "WV2-real")
+SEVEN = ["sam_deg", "ergas", "q2n", "psnr_db", "hqnr", "d_lambda_k", "d_s"]
+METHODS = (  # method, paradigm, error
+    ("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0), ("net zero-shot", "zero-shot", 3.0),
+    ("net one-shot full", "one-shot full", 2.8), ("net one-shot freeze", "one-shot freeze", 2.9),
+    ("net one-shot from scratch", "one-shot from scratch", 3.5),
+)
 COMMITTED = [p for t in TARGETS if (p := root() / "metrics" / "adapt" / f"{t}.csv").is_file()]
 
 
@@ -41,15 +56,16 @@ def scores(pictures: int, sensors=("QB",), tiles: int = 1, seed: int = 0) -> pd.
     rng, rows = np.random.default_rng(seed), []
     for picture, sensor, tile in itertools.product(range(pictures), sensors, range(tiles)):
         hard = 1 + picture / 5
-        for method, paradigm, error in (("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0), ("net zero-shot", "zero-shot", 3.0),
-                                        ("net one-shot full", "one-shot full", 2.8), ("net one-shot freeze", "one-shot freeze", 2.9),
-                                        ("net one-shot from scratch", "one-shot from scratch", 3.5)):
+        for method, paradigm, error in METHODS:
             e = error * hard + rng.normal(0, 0.1)
-            label = {"sensor": sensor, "scene": f"p{picture}, tile {tile}", "simulated": "yes", "method": method, "network": "net" * ("net" in method), "paradigm": paradigm}
-            rows.append({**label, "resolution": "reduced", "sam_deg": 2 * e, "ergas": e, "q2n": 1 - e / 20, "psnr_db": 40 - e})
-            d = 0.01 * (6 - error) + rng.uniform(0, 0.01)
-            rows.append({**label, "resolution": "full", "d_lambda_k": d, "d_s": 0.02 * hard, "hqnr": (1 - d) * (1 - 0.02 * hard)})
-    return pd.DataFrame(rows).reindex(columns=["sensor", "scene", "simulated", "method", "network", "paradigm", "resolution", *BETTER])
+            label = {"sensor": sensor, "scene": f"p{picture}, tile {tile}", "simulated": True, "method": method,
+                     "network": "net" if "net" in method else "", "paradigm": paradigm}
+            reduced = {"sam_deg": 2 * e, "ergas": e, "q2n": 1 - e / 20, "psnr_db": 40 - e}
+            rows.append({**label, "resolution": "reduced", **reduced})
+            d, d_s = 0.01 * (6 - error) + rng.uniform(0, 0.01), 0.02 * hard
+            rows.append({**label, "resolution": "full", "d_lambda_k": d, "d_s": d_s, "hqnr": (1 - d) * (1 - d_s)})
+    labels = ["sensor", "scene", "simulated", "method", "network", "paradigm", "resolution"]
+    return pd.DataFrame(rows).reindex(columns=[*labels, *SEVEN])
 
 
 # ---------------------------------------------------------------- intervals
@@ -100,8 +116,9 @@ def test_single_picture_has_no_interval():
 def test_tiles_are_drawn_with_their_picture():
     """Cutting pictures into equal tiles changes no interval and no p: tiles are no evidence of their own."""
     rows = scores(7)
-    many = pd.concat([rows.assign(scene=rows["scene"].str.replace("tile 0", f"tile {i}")) for i in range(6)], ignore_index=True)
-    for table in (lambda r: mean_table(r, ["ergas", "hqnr"]), lambda r: paired_table(r, "BT-H", "ergas", methods=["EXP"])):
+    many = pd.concat([rows.assign(scene=rows["scene"].str.replace("tile 0", f"tile {i}")) for i in range(6)],
+                     ignore_index=True)
+    for table in (lambda r: mean_table(r, ["ergas", "hqnr"]), lambda r: compare(r, [("EXP", "BT-H")])):
         pd.testing.assert_frame_equal(table(rows), table(many))
 
 
@@ -149,33 +166,62 @@ def test_holm_by_its_definition(p):
     np.testing.assert_allclose(holm(p[::-1]), corrected[::-1])
 
 
-def test_paired_table_finds_what_was_put_in():
+def test_comparison_finds_what_was_put_in():
     """On twelve pictures: better, worse and equal methods are told apart, with the sign of each index."""
-    table = paired_table(scores(12), "GSA", "ergas").set_index("method")
-    assert table.loc["BT-H", "p"] < 0.05 and table.loc["BT-H", "won"] == 12 and table.loc["BT-H", "high"] < 0 < table.loc["BT-H", "gain_low"]
-    assert table.loc["EXP", "p"] < 0.05 and table.loc["EXP", "won"] == 0 and table.loc["EXP", "low"] > 0 > table.loc["EXP", "gain_high"]
-    assert table.loc["net zero-shot", "p"] > 0.05 and table.loc["net zero-shot", "low"] < 0 < table.loc["net zero-shot", "high"]
-    higher = paired_table(scores(12), "GSA", "q2n").set_index("method")
-    assert higher.loc["BT-H", "difference"] > 0 and higher.loc["BT-H", "won"] == 12 and higher.loc["BT-H", "gain"] > 0
-    assert paired_table(scores(12), "GSA", "psnr_db")["gain"].isna().all()
+    rows = scores(12)
+    pairs = against_all(rows, "GSA")
+    table = compare(rows, pairs, effect=difference).set_index("method")
+    gains = compare(rows, pairs).set_index("method")
+    better, worse, equal = (table.loc[m] for m in ("BT-H", "EXP", "net zero-shot"))
+    assert better["p"] < 0.05 and better["won"] == 12 and better["high"] < 0 < gains.loc["BT-H", "low"]
+    assert worse["p"] < 0.05 and worse["won"] == 0 and worse["low"] > 0 > gains.loc["EXP", "high"]
+    assert equal["p"] > 0.05 and equal["low"] < 0 < equal["high"]
+    for effect in (difference, gain):
+        higher = compare(rows, pairs, "q2n", effect=effect).set_index("method").loc["BT-H"]
+        assert higher["mean"] > 0 and higher["won"] == 12
+    assert (gains["won"] == table["won"]).all() and (gains["n"] == 12).all()
 
 
 def test_gain_is_relative():
     rows = scores(4)
-    a, b = (rows[(rows["method"] == m) & (rows["resolution"] == "reduced")]["ergas"].to_numpy() for m in ("BT-H", "EXP"))
-    assert np.isclose(gain(rows, "BT-H", "EXP")[0], (1 - a / b).mean())
+    reduced = rows[rows["resolution"] == "reduced"]
+    a, b = (reduced.loc[reduced["method"] == m, "ergas"].to_numpy() for m in ("BT-H", "EXP"))
+    np.testing.assert_allclose(gain(rows, "BT-H", "EXP"), 1 - a / b)
+    np.testing.assert_allclose(difference(rows, "BT-H", "EXP"), a - b)
+
+
+def test_best_classical_weighs_sam_and_ergas_alike():
+    """SAM/SAM_EXP + ERGAS/ERGAS_EXP decides, over pictures and by group; EXP and networks are no candidates."""
+    errors = {"EXP": (2.0, 2.0), "low ERGAS": (3.0, 1.0), "low SAM": (1.0, 1.4), "net zero-shot": (0.1, 0.1)}
+    rows = pd.DataFrame([("QB", f"{scene}, {tile}", method, "reduced", factor * sam, factor * ergas)
+                         for scene, factor, tiles in (("a", 1, 2), ("b", 5, 1)) for tile in range(tiles)
+                         for method, (sam, ergas) in errors.items()],
+                        columns=["sensor", "scene", "method", "resolution", "sam_deg", "ergas"])
+    rows["paradigm"] = rows["method"].map(lambda m: "zero-shot" if "net" in m else "classical")
+    assert best_classical(rows) == "low SAM"
+    other = rows.assign(sensor="WV2", sam_deg=1.0)
+    assert best_classical(pd.concat([rows, other]), by="sensor") == {"QB": "low SAM", "WV2": "low ERGAS"}
+    with pytest.raises(ValueError, match="scored are: EXP"):
+        best_classical(rows[rows["method"].isin(["EXP", "net zero-shot"])])
+
+
+def test_an_acquisition_is_one_picture():
+    """Where a table names acquisitions, these are the pictures, whatever the scenes are called."""
+    rows = scores(4).assign(acquisition=["east", "", "east", ""] * 14)
+    assert set(pictures(rows)) == {"east", "p0", "p1", "p2", "p3"}
+    assert list(picture_scores(rows.assign(acquisition="one"), "ergas").index) == ["one"]
 
 
 def test_satellites_and_seeds_are_no_pictures():
     """A picture on six satellites, scored with two seeds, is one picture."""
     rows = scores(3, sensors=("QB", "WV2", "GF2"))
-    assert len(paired(rows, "EXP", "GSA", "ergas")) == 3 and len(picture_scores(pd.concat([rows, rows]), "hqnr")) == 3
+    assert len(difference(rows, "EXP", "GSA")) == 3 and len(picture_scores(pd.concat([rows, rows]), "hqnr")) == 3
 
 
 def test_missing_scores_are_left_out_by_pair():
     rows = scores(4)
     rows.loc[(rows["method"] == "GSA") & rows["scene"].str.startswith("p0"), "ergas"] = np.nan
-    table = paired_table(rows, "BT-H", "ergas").set_index("method")
+    table = compare(rows, against_all(rows, "BT-H")).set_index("method")
     assert table.loc["GSA", "n"] == 3 and table.loc["EXP", "n"] == 4
 
 
@@ -193,11 +239,13 @@ def test_concordance_is_friedmans(k, m, seed):
 
 
 def test_ranks_follow_the_direction_of_each_index():
-    ranks = rank_table(scores(5), list(BETTER))
-    assert ranks.loc["BT-H", ["ergas", "q2n", "psnr_db", "sam_deg"]].tolist() == [1] * 4 and ranks.loc["EXP", ["ergas", "q2n"]].tolist() == [7, 7]
+    ranks = rank_table(scores(5), SEVEN)
+    assert ranks.loc["BT-H", ["ergas", "q2n", "psnr_db", "sam_deg"]].tolist() == [1] * 4
+    assert ranks.loc["EXP", ["ergas", "q2n"]].tolist() == [7, 7]
     assert ranks.loc["EXP", "hqnr"] < ranks.loc["BT-H", "hqnr"], "made so: the indices disagree"
     tau = rank_tau(ranks)
-    assert np.isclose(tau.loc["ergas", "hqnr"], kendalltau(ranks["ergas"], ranks["hqnr"]).statistic) and (np.diag(tau) == 1).all()
+    assert np.isclose(tau.loc["ergas", "hqnr"], kendalltau(ranks["ergas"], ranks["hqnr"]).statistic)
+    assert (np.diag(tau) == 1).all()
     assert (ranks["d_s"] == ranks["d_s"].iloc[0]).all(), "ties share the mean rank"
 
 
@@ -206,7 +254,8 @@ def test_order_of_rows_does_not_matter():
     other = rows.sample(frac=1, random_state=0)
     a, b = (mean_table(r, ["ergas"]).set_index("method").sort_index() for r in (rows, other))
     pd.testing.assert_frame_equal(a[["mean", "n"]], b[["mean", "n"]])
-    pd.testing.assert_frame_equal(rank_table(rows, ["ergas", "hqnr"]).sort_index(), rank_table(other, ["ergas", "hqnr"]).sort_index())
+    a, b = (rank_table(r, ["ergas", "hqnr"]).sort_index() for r in (rows, other))
+    pd.testing.assert_frame_equal(a, b)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -215,8 +264,8 @@ def test_order_of_rows_does_not_matter():
     (lambda: interval([]), "shape (0,)"),
     (lambda: interval([1.0, np.inf]), "1 finite"),
     (lambda: picture_scores(scores(2), "ssim"), "there are: sam_deg, ergas"),
-    (lambda: paired(scores(2), "PCA", "EXP", "ergas"), "'PCA'"),
-    (lambda: paired(scores(2), "GSA", "EXP", "psnr_db", relative=True), "dB"),
+    (lambda: gain(scores(2), "PCA", "EXP"), "'PCA'"),
+    (lambda: gain(scores(2), "GSA", "EXP", "psnr_db"), "dB"),
     (lambda: rank_table(scores(2).query("method == 'EXP'"), ["ergas"]), "got 1"),
 ])
 def test_wrong_input_is_explained(call, words):
@@ -234,16 +283,20 @@ def text(style) -> str:
 def test_report_tables(pictures):
     """Every mean has its interval, every method its comparison, and p only where it can mean something."""
     rows = scores(pictures, sensors=("QB", "WV2"))
+    few, worth = pictures < 12, {1: "n = 1: no interval", 3: "75 % (n = 3)", 12: "95 % intervals"}[pictures]
     for resolution, columns in (("reduced", 4), ("full", 3)):
-        means, differences = text(score_table(rows, resolution)), text(comparison_table(rows, resolution))
-        assert len(re.findall(r"\[-?\d+\.\d+, ", means)) == (0 if pictures == 1 else 7 * columns)
-        assert "from BT-H, the best classical method" in differences and f"{pictures} picture" in differences
-        assert ("n too small" in differences) == (pictures < 12) and ("Holm over 6 methods" in differences) == (pictures == 12)
-        assert ("no interval" in means) == (pictures == 1) and ("75 times in 100" in means) == (pictures == 3) and ("95 %" in means) == (pictures == 12)
-    assert "1 is best" in text(rank_style(rows)) and "Kendall's W" in rank_words(rows)
-    words = answers(rows, ["net"], resamples=99)
-    assert ("**yes**" in words) == (pictures == 12) and ("n is too small" in words) == (pictures < 12)
-    assert "does not beat" in verdict(rows) and f"of {pictures} pictures" in verdict(rows)
+        means, differences = score_table(rows, resolution), comparison_table(rows, resolution)
+        assert len(re.findall(r"\[-?\d+\.\d+, ", text(means))) == (0 if pictures == 1 else 7 * columns)
+        assert "from BT-H, the best classical method" in differences.caption
+        assert f"{pictures} picture" in differences.caption
+        assert worth in means.caption and worth in differences.caption
+        assert ("too small" in differences.caption or "no test" in differences.caption) == few
+        assert ("p = " in text(differences)) <= (not few)
+        assert ("over 6 comparisons" in differences.caption) == (not few)
+    assert "1 is best" in text(ranks_table(rows)) and "Kendall's W" in agreement_words(rows)
+    answers = answer_table(rows, ["net"], resamples=99)
+    assert "2 of 2 satellites" in text(answers) and ("p &lt; 0.001" in text(answers) or few)
+    assert f"0 of {pictures}" in text(best_table(rows))
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no results yet")
@@ -261,5 +314,6 @@ def test_means_equal_the_committed_ones(path):
 def test_committed_results_have_too_few_pictures_for_a_p():
     """Eighteen scenes of six satellites are three pictures."""
     paths = [p for p in COMMITTED if not p.stem.endswith("-real")]
-    table = paired_table(pd.concat([load_table(p) for p in paths]), "MTF-GLP-FS", "ergas")
+    rows = pd.concat([load_table(p) for p in paths])
+    table = compare(rows, against_all(rows, "MTF-GLP-FS"))
     assert (table["p"].isna() == [too_few(n, len(table)) for n in table["n"]]).all()

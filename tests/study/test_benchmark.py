@@ -14,6 +14,7 @@ from pansharp_study.optics.sensors import get_sensor
 from pansharp_study.optics.wald import upsample
 from pansharp_study.scenes.pair import Pair
 from pansharp_study.scoring.score import SMALLEST, ndvi_error
+from pansharp_study.scoring.tables import ROW, SCHEMA_VERSION
 from pansharp_study.study.benchmark import (
     Job,
     gains,
@@ -24,8 +25,6 @@ from pansharp_study.study.benchmark import (
     read_rows,
 )
 from pansharp_study.study.benchmark_pairs import (
-    ROW,
-    SCHEMA_VERSION,
     Tile,
     acquisitions,
     fold_of,
