@@ -216,7 +216,7 @@ KINDS = {name: kinds for name, (kinds, _) in CORPORA.items()} | {"both": ["photo
 
 
 def corpus_table(
-    scores: pd.DataFrame,  # docs/corpora.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas, steps, weights
+    scores: pd.DataFrame,  # results/corpora/scores.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas, steps, weights
     sizes: dict,  # kind -> pictures, see weights.corpus_of
 ) -> pd.DataFrame:  # one row per network, bands and corpus: pictures by kind, means over acquisitions, ERGAS relative to natural pictures
     "Natural against remote-sensing pictures, with the sizes of the corpora."
@@ -236,14 +236,14 @@ def corpus_table(
 
 
 def corpus_words(
-    scores: pd.DataFrame | None,  # docs/corpora.csv, None if it is not there
+    scores: pd.DataFrame | None,  # results/corpora/scores.csv, None if it is not there
     sizes: dict,
 ) -> str:
     "What the corpora can say about the paper's claim."
     few = sizes.get("remote_sensing", 0)
     limit = f"**The paper's claim about SkyScript (millions of remote-sensing pictures) is NOT tested**: the corpus has {few} remote-sensing and {sizes.get('photograph', 0)} natural pictures" if few < ENOUGH_PICTURES else f"the corpus has {few} remote-sensing pictures"
     if scores is None:
-        return limit + "; `docs/corpora.csv` is not here"
+        return limit + "; `results/corpora/scores.csv` is not here"
     each = scores.groupby(["network", "bands", "corpus", "acquisition"])["ergas"].mean().unstack("corpus")
     if not {"natural", "remote sensing"} <= set(each):
         return limit
@@ -253,7 +253,7 @@ def corpus_words(
 
 # %% ../../nbs/study/94_claims.ipynb #6456c889
 def augmentation_effects(
-    scores: pd.DataFrame,  # docs/ablation.csv
+    scores: pd.DataFrame,  # results/ablation/scores.csv
 ) -> tuple[str, pd.DataFrame]:  # which round; of ablation.effect_table, its operations sorted by effect
     "The round in which most operations were left out, against its own repetitions."
     keys = ["round", "network", "bands", "steps", "size"]

@@ -239,7 +239,7 @@ def full_table(
     return pd.DataFrame(out)
 
 # %% ../../nbs/study/88_real.ipynb #d4456ac0
-RECORD = Path("docs") / "held_out.json"  # in the project
+RECORD = Path("results") / "real" / "held_out_record.json"  # in the project
 
 
 def commit_now() -> str:  # 40 hex digits, "+ changes" behind them if files differ, "unknown" without git

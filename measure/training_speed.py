@@ -1,10 +1,10 @@
 """Where the time of a training step goes, for every network, and what a second GPU brings.
 
-python docs/benchmark_train.py                                          # one GPU: shares of simulation, forward, backward and the rest
-accelerate launch --multi_gpu --num_processes 2 docs/benchmark_train.py # several: samples/s of the network with the most FLOP
-python docs/benchmark_train.py --scaling                                # the same on one GPU, to compare
+python measure/training_speed.py                                          # one GPU: shares of simulation, forward, backward and the rest
+accelerate launch --multi_gpu --num_processes 2 measure/training_speed.py # several: samples/s of the network with the most FLOP
+python measure/training_speed.py --scaling                                # the same on one GPU, to compare
 
-Batches of 32 pairs of 128x128, eight bands, bfloat16, compiled; on one GPU each step is a CUDA graph. Appends to docs/benchmark_train.csv.
+Batches of 32 pairs of 128x128, eight bands, bfloat16, compiled; on one GPU each step is a CUDA graph. Appends to results/speed/training.csv.
 """
 
 import argparse

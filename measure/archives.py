@@ -1,4 +1,4 @@
-"""Whether the pipeline takes the archives people have, at full size: python docs/archive_check.py -> table on the screen and docs/archive.csv.
+"""Whether the pipeline takes the archives people have, at full size: python measure/archives.py -> table on the screen and results/archives/costs.csv.
 
 Two archives are generated in the layout and size of the published ones, as their papers and public loaders describe them: QuickBird of NBU_PansharpRSData (500 .mat pairs,
 1.3 GB) and GaoFen-2 of PanCollection (four .h5, 22,050 tiles, 7 GB). What they show is simulated (benchmark scenes of this study, repeated, rolled, with noise), so their
@@ -168,7 +168,7 @@ def main():
     table = pd.DataFrame(table)
     print(table.to_string(index=False))
     if args.share == 1:
-        path = ROOT / "docs" / "archive.csv"
+        path = ROOT / "results" / "archives" / "costs.csv"
         before = pd.read_csv(path) if path.is_file() else table[:0]
         pd.concat([before[~before["archive"].isin(table["archive"])], table]).to_csv(path, index=False, lineterminator="\n")
 

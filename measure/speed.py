@@ -1,4 +1,4 @@
-"""How fast indices and methods are: python docs/benchmark.py -> tables on the screen and docs/benchmark.csv.
+"""How fast indices and methods are: python measure/speed.py -> tables on the screen and results/speed/methods.csv.
 
 Q2n here (float64, float32) and in sewar side by side, every index, and every classical method, at growing sizes. All timings are the best of several repeats that take
 turns, so that a busy moment of the machine hits everybody. Three minutes on two cores; --quick takes one minute and writes nothing.
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, two repeats, nothing written")
     parser.add_argument("--give-back", action="store_true", help="let glibc return freed memory at once, as it does by default; nothing written")
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmark.csv", help="table to write (default: docs/benchmark.csv)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed" / "methods.csv", help="table to write (default: results/speed/methods.csv)")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: PyTorch sees no GPU here")

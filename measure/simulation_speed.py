@@ -1,4 +1,4 @@
-"""How fast pairs are simulated, and where the time goes: python docs/benchmark_simulate.py [--device cuda] -> tables on the screen and docs/benchmark_simulate.csv.
+"""How fast pairs are simulated, and where the time goes: python measure/simulation_speed.py [--device cuda] -> tables on the screen and results/speed/simulation.csv.
 
 Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not measured now:
 growth    pairs per second of each part and of the whole, over bands, size and batch
