@@ -22,6 +22,7 @@ myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "attrs_inline"
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]  # a section of a notebook may start below H2
 
+root_doc = "nbs/index"
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static"]

@@ -35,7 +35,7 @@ from pansharp_study.optics.wald import upsample  # noqa: E402
 from pansharp_study.scoring.score import reduced_pair  # noqa: E402
 from pansharp_study.simulation.pool import make_scenes  # noqa: E402
 
-STAGES = ("synthesize_scenes", "adapt", "report")
+STAGES = ("adapt", "report")
 BLOCK = 500  # tiles written at once
 
 
@@ -126,6 +126,7 @@ def clone(folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
     for path in models:
         shutil.copy(path, copy / "models")
+    (copy / "data" / "real").mkdir(exist_ok=True)  # the real pair is not needed
     return copy
 
 

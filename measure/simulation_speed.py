@@ -217,7 +217,7 @@ def main():
         for row in made[table]():
             rows.append({"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row})
             print(*(rows[-1].get(k, "") for k in FIELDS), sep="\t", flush=True)
-    path = Path(__file__).with_name("benchmark_simulate.csv")
+    path = ROOT / "results" / "speed" / "simulation.csv"
     done = {(row["table"], row["machine"]) for row in rows}
     old = [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done] if path.is_file() else []
     with path.open("w", newline="") as f:

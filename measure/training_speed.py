@@ -128,7 +128,7 @@ def main():
         rows = [row] if told else []
     else:
         rows = shares(params, args.networks)
-    path = Path(__file__).with_name("benchmark_train.csv")
+    path = Path(__file__).parents[1] / "results" / "speed" / "training.csv"
     for row in rows:
         row |= {"machine": torch.cuda.get_device_name(), "torch": torch.__version__}
         print(*(f"{k}={row[k]}" for k in FIELDS if k in row), flush=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pansharp_study.study.imports import imported_by_module, module_files
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 STAGES = sorted(p for folder in ("stages", "results") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
@@ -88,10 +90,8 @@ def test_no_paths_of_a_machine():
 
 # ---------------------------------------------------------------- rooms: what keeps the code easy to live in
 
-PACKAGE = ROOT / "pansharp_study"
-MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
-           for p in sorted(PACKAGE.rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")}
-LIBRARY = [p for p in NOTEBOOKS if p.parent.name not in ("stages", "results", "tutorials") and p.stem != "index"]
+MODULES = module_files()
+LIBRARY = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 
 
 def exports(notebook: Path) -> str | None:
@@ -100,27 +100,13 @@ def exports(notebook: Path) -> str | None:
     return found[1] if found else None
 
 
-def imported(name: str) -> set[str]:
-    """Modules of the package that a module imports, anywhere in its text."""
-    package, found = tuple(name.split(".")[:-1]), set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("pansharp_study")):
-            start = package[: len(package) - node.level + 1] if node.level else ()
-            named = (node.module or "").split(".")[0 if node.level else 1 :]
-            base = [*start, *filter(None, named)]
-            for alias in node.names:
-                longer = ".".join([*base, alias.name])
-                found.add(longer if longer in MODULES else ".".join(base))
-    return found & set(MODULES)
-
-
 def test_reading_order_is_the_order_of_dependency():
     """A notebook's number is larger than those of all notebooks that its module imports: imports go one way."""
     number = {exports(p): p.name.partition("_")[0] for p in LIBRARY}
     assert set(MODULES) == set(number), "one notebook, one module"
     assert len(set(number.values())) == len(number), "each number is given once"
     for name in MODULES:
-        for other in imported(name):
+        for other in imported_by_module(name):
             assert number[other] < number[name], f"{name} ({number[name]}) imports {other} ({number[other]})"
 
 

@@ -166,14 +166,14 @@ def simulated_pairs(
     *,
     full_size: int = 512,  # PAN pixels
 ) -> tuple[list, list]:  # of Pair; of {"sensor", "reason"}
-    "The scenes of the stage synthesize_scenes."
+    "The simulated scenes of the stage adapt."
     from pansharp_study.scenes.scene import read_scene
 
     pairs, missing = [], []
     for target in params["targets"]:
-        files = sorted((root() / "data" / "simulated" / "scenes" / target).glob("*.nc"))
+        files = sorted((root() / "data" / "scenes" / target).glob("*.nc"))
         if not files:
-            missing.append({"sensor": target, "reason": "not simulated here: run the stage synthesize_scenes"})
+            missing.append({"sensor": target, "reason": "not simulated here: run the stage adapt"})
         for scene in map(read_scene, files):
             ms, pan, sensor = pair_tensors(scene)
             small, size = wald_pair(ms, pan, sensor, **pair_options(scene)), full_size // sensor.ratio

@@ -104,7 +104,6 @@ def announce(
     "Print where this stage stands and what it took last time."
     times = json.loads(log.read_text()) if log.is_file() else {}
     names = stage_names(yaml.safe_load((root() / "dvc.yaml").read_text()), load_params())
-    name = name if name in names else f"{name.split('@')[0]}_real"
     place = names.index(name) + 1 if name in names else "?"
     before = f", took {times[name]:.0f} s last time" if name in times else ""
     left = sum(times.get(n, 0) for n in names[place - 1 :]) if isinstance(place, int) else 0

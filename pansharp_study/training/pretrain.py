@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODE', 'SIMULATION', 'from_pool', 'fusion_loss', 'learning_rate', 'fingerprint', 'save_checkpoint', 'load_checkpoint',
-           'make_step', 'captured', 'validate', 'make_accelerator', 'Run', 'train', 'file_name', 'modules_of',
-           'pretrain', 'main']
+           'make_step', 'captured', 'validate', 'make_accelerator', 'Run', 'train', 'file_name', 'checkpoint_path',
+           'modules_of', 'pretrain', 'main']
 
 # %% ../../nbs/training/71_pretrain.ipynb #e637e456
 import argparse
@@ -321,6 +321,14 @@ def file_name(
     return f"{network}_{bands or 'any'}"
 
 
+def checkpoint_path(
+    network: str,
+    bands: int | None,
+) -> Path:
+    "Where a killed run of a network goes on from."
+    return root() / ".cache" / "checkpoints" / f"{file_name(network, bands)}.pt"
+
+
 def modules_of(
     packages: tuple,  # names of sub-packages
 ) -> list[Path]:
@@ -335,6 +343,7 @@ def pretrain(
     *,
     device: str | None = None,  # cpu or cuda; default: a GPU where there is one
     minutes: float = float("inf"),  # stop early, with a checkpoint to go on from
+    keep_checkpoint: bool = False,  # for a caller with more to train, which deletes it when all is done
 ) -> dict:  # summary, as written to metrics/pretrain
     "Train one network; write weights, curves, summary and log."
     settle(params["threads"])
@@ -352,7 +361,7 @@ def pretrain(
         files += [canvases_path(), *modules_of(SIMULATION)]
         drawn = params["synthesize_pairs"]
     mark = fingerprint(name, params["seed"], p, options, accelerator.device.type, world, drawn, *files)
-    checkpoint = here / ".cache" / "checkpoints" / f"{name}.pt"
+    checkpoint = checkpoint_path(network, bands)
     start = time.perf_counter()
     curves = train(model, pools, p, seed=(params["seed"], "pretrain", name), accelerator=accelerator, stream=stream, checkpoint=checkpoint, mark=mark, minutes=minutes)
     seconds = time.perf_counter() - start
@@ -365,7 +374,8 @@ def pretrain(
         log.parent.mkdir(parents=True, exist_ok=True)
         machine = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
         log.write_text(json.dumps({"seconds": seconds, "samples_per_s": summary["samples"] / seconds, "device": machine, "processes": world}) + "\n")
-        checkpoint.unlink(missing_ok=True)
+        if not keep_checkpoint:
+            checkpoint.unlink(missing_ok=True)
     return summary | {k: v for k, v in curves[-1].items() if k != "step"}
 
 # %% ../../nbs/training/71_pretrain.ipynb #074d1ab1
