@@ -1,7 +1,8 @@
 """Statistics of real scenes: python measure/realism.py FOLDER -> results/realism/statistics.csv.
 
-FOLDER holds RR_SCENES.csv and the images (notebook real_scenes). Each development scene is taken at reduced resolution, PAN registered,
-and replaces its row of the table. The rows of hyperspectral tiles stay as they are: their cubes are not kept (notebook realism, `see_cube`).
+FOLDER holds RR_SCENES.csv and the images (notebook real_scenes). Each development scene is taken at reduced resolution,
+PAN registered, and replaces its row of the table. The rows of hyperspectral tiles stay as they are: their cubes are not
+kept (notebook realism, `see_cube`).
 """
 
 import argparse
@@ -27,7 +28,12 @@ def measure(folder: Path) -> pd.DataFrame:
         if scene.resolution != "reduced":
             continue
         pan = scene.registered[1]
-        place = {"kind": "scene", "name": scene.name, "sensor": scene.sensor.name.split(":")[0], "acquisition": scene.acquisition}
+        place = {
+            "kind": "scene",
+            "name": scene.name,
+            "sensor": scene.sensor.name.split(":")[0],
+            "acquisition": scene.acquisition,
+        }
         rows.append({**place, "bands": scene.gt.shape[1], **pair_statistics(scene.gt, pan)})
     return pd.DataFrame(rows)
 

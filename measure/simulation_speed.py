@@ -1,6 +1,7 @@
-"""How fast pairs are simulated, and where the time goes: python measure/simulation_speed.py [--device cuda] -> tables on the screen and results/speed/simulation.csv.
+"""How fast pairs are simulated: python measure/simulation_speed.py [--device cuda] -> results/speed/simulation.csv.
 
-Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not measured now:
+Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not
+measured now:
 growth    pairs per second of each part and of the whole, over bands, size and batch
 stages    the shares of one simulation call, measured inside it
 workers   pictures decoded and procedural scenes painted per second, with 1, 2, 4, ... processes up to the cores
@@ -62,7 +63,12 @@ def seconds(run, device: str, repeats: int = 5) -> float:
 
 def parts(canvases, bands, n, p, device):
     """The parts of a simulation as calls, each on a whole batch, and the whole."""
-    library, pictures, (labels, groups), g = canvases["library"], canvases["pictures"], canvases["labels"], seeded("benchmark", device=device)
+    library, pictures, (labels, groups), g = (
+        canvases["library"],
+        canvases["pictures"],
+        canvases["labels"],
+        seeded("benchmark", device=device),
+    )
     x, pan = light_from_labels(labels, groups, library, bands, n, p, g)
     return {
         "mixed": lambda: light_from_pictures(pictures, library, bands, n, p, g, spectral=False),
@@ -76,25 +82,50 @@ def parts(canvases, bands, n, p, device):
 
 def growth(canvases, params, device, full):
     """Rates of the parts over bands, size and batch."""
-    for bands, size, n in [(8, 128, full), (4, 128, full), (12, 128, full), (8, 64, full), (8, 256, max(full // 4, 1)), (8, 128, max(full // 8, 1))]:
+    for bands, size, n in [
+        (8, 128, full),
+        (4, 128, full),
+        (12, 128, full),
+        (8, 64, full),
+        (8, 256, max(full // 4, 1)),
+        (8, 128, max(full // 8, 1)),
+    ]:
         for part, call in parts(canvases, bands, n, params | {"size": size}, device).items():
-            yield {"bands": bands, "size": size, "batch": n, "part": part, "pairs_per_s": round(n / seconds(call, device))}
+            yield {
+                "bands": bands,
+                "size": size,
+                "batch": n,
+                "part": part,
+                "pairs_per_s": round(n / seconds(call, device)),
+            }
 
 
 @contextlib.contextmanager
 def timed(device: str):
     """While this is open, the parts of simulate_pairs are timed: seconds by name."""
-    names = {"light_from_pictures": "pictures to bands", "light_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
-             "instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
+    names = {
+        "light_from_pictures": "pictures to bands",
+        "light_from_labels": "procedural scenes to bands",
+        "expose": "light, air, exposure",
+        "instrument": "matrices of the instruments",
+        "apply": "multiplication with them",
+        "noise": "noise",
+        "quantise": "quantisation",
+    }
     spent, kept = defaultdict(float), {name: getattr(pairs, name) for name in names}
 
     def wrapped(name):
         def call(*args, **options):
             start = clock(device)
             out = kept[name](*args, **options)
-            label = names[name] if "spectral" not in options else ("mixed colours", "material spectra")[options["spectral"]] + " from pictures"
+            label = (
+                names[name]
+                if "spectral" not in options
+                else ("mixed colours", "material spectra")[options["spectral"]] + " from pictures"
+            )
             spent[label] += clock(device) - start
             return out
+
         return call
 
     for name in names:
@@ -107,7 +138,7 @@ def timed(device: str):
 
 
 def stages(canvases, params, device, full, repeats=5):
-    """Shares of one call with everything on; the device is waited for after each part, which makes the call a little longer."""
+    """Shares of one call with everything on; waiting for the device after each part makes the call a little longer."""
     g, n = seeded("stages", device=device), full
     simulate_pairs(canvases, 8, n, params, g)
     with timed(device) as spent:
@@ -117,30 +148,49 @@ def stages(canvases, params, device, full, repeats=5):
         whole = clock(device) - start
     spent["the rest"] = whole - sum(spent.values())
     for part, s in spent.items():
-        yield {"bands": 8, "size": params["size"], "batch": n, "part": part, "pairs_per_s": round(n * repeats / s), "share": round(s / whole, 3)}
+        yield {
+            "bands": 8,
+            "size": params["size"],
+            "batch": n,
+            "part": part,
+            "pairs_per_s": round(n * repeats / s),
+            "share": round(s / whole, 3),
+        }
 
 
 def workers(params, cores, scenes_each):
-    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to canvases, and scenes painted, per second, over the number of processes."""
+    """Pictures (JPEG, 500 x 375 pixels) decoded and scenes painted per second, over the number of processes."""
     counts = [2**k for k in range(20) if 2**k < cores] + [cores]
     size = params["canvas_size"]
     with tempfile.TemporaryDirectory() as folder:
         found = list_pictures("pretrain")["path"].tolist()
         for k in range(96):
             with Image.open(found[k % len(found)]) as picture:
-                picture.convert("RGB").resize((500, 375), box=(0, 0, picture.width * (1 - k / 200), picture.height * (1 - k / 200))).save(Path(folder) / f"{k}.JPEG", quality=92)
+                picture.convert("RGB").resize(
+                    (500, 375), box=(0, 0, picture.width * (1 - k / 200), picture.height * (1 - k / 200))
+                ).save(Path(folder) / f"{k}.JPEG", quality=92)
         for count in counts:
             pool = torch.empty(64, 3, size, size, dtype=torch.uint8)
             with Refill(folder, pool, seed=1, workers=count) as refill:
                 refill.step(16 * count)  # until all have begun
                 start, n = time.perf_counter(), 150 * count
                 refill.step(n)
-                yield {"size": size, "workers": count, "part": "pictures decoded", "pairs_per_s": round(n / (time.perf_counter() - start), 1)}
+                yield {
+                    "size": size,
+                    "workers": count,
+                    "part": "pictures decoded",
+                    "pairs_per_s": round(n / (time.perf_counter() - start), 1),
+                }
     for count in counts:
         n = scenes_each * count
         start = time.perf_counter()
         scenes_for(params | {"canvases": n}, 1, workers=count)
-        yield {"size": size, "workers": count, "part": "scenes painted", "pairs_per_s": round(n / (time.perf_counter() - start), 2)}
+        yield {
+            "size": size,
+            "workers": count,
+            "part": "scenes painted",
+            "pairs_per_s": round(n / (time.perf_counter() - start), 2),
+        }
 
 
 class Plain:
@@ -165,14 +215,16 @@ def training_step(name, params, device, bands):
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             return model(*args, **told)
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda
+    )
     parameters = list(model.parameters())
     step = make_step(Plain, forward, optimiser, parameters, [v.detach().clone() for v in parameters], p)
     return captured(step) if cuda and p["graph"] else step
 
 
 def training(canvases, params, device, names, repeats):
-    """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
+    """Time of a training step of each network without simulation, and what simulating its batch takes of it."""
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
     flops = {n: count_flops(create_model(n, bands=bands, seed=1, **params["models"][n]), 64) for n in names}
     stream = Stream(canvases, bands, p, batch, ("benchmark",))
@@ -188,7 +240,11 @@ def training(canvases, params, device, names, repeats):
         for _ in range(6 if device == "cuda" else 0):  # compiling and capturing
             whole()
         alone = seconds(whole, device, 2 * repeats)
-        yield row | {"part": f"training step of {name}, scale {params['scale']}", "pairs_per_s": round(batch / alone, 1), "share": round(simulating / alone, 4)}
+        yield row | {
+            "part": f"training step of {name}, scale {params['scale']}",
+            "pairs_per_s": round(batch / alone, 1),
+            "share": round(simulating / alone, 4),
+        }
 
 
 def main():
@@ -197,9 +253,13 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="pairs at once; default 1024 on a GPU, 32 on a CPU")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--networks", nargs="+", choices=list_models(), help="of the table training; default: those of params.yaml")
+    parser.add_argument(
+        "--networks", nargs="+", choices=list_models(), help="of the table training; default: those of params.yaml"
+    )
     parser.add_argument("--scale", help="of the networks; default: h100 on a GPU, laptop on a CPU")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers")
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     device, cuda = args.device, args.device == "cuda"
@@ -210,16 +270,30 @@ def main():
     made = {"workers": lambda: workers(params, args.cores, 16 if cuda else 4)}
     if set(args.tables) - {"workers"}:
         canvases = load_materials(make_materials(params, 1, workers=args.cores), device)
-        made |= {"growth": lambda: growth(canvases, params, device, full), "stages": lambda: stages(canvases, params, device, full),
-                 "training": lambda: training(canvases, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
-                                              args.networks or whole["networks"], 5 if cuda else 1)}
+        made |= {
+            "growth": lambda: growth(canvases, params, device, full),
+            "stages": lambda: stages(canvases, params, device, full),
+            "training": lambda: training(
+                canvases,
+                whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}},
+                device,
+                args.networks or whole["networks"],
+                5 if cuda else 1,
+            ),
+        }
     for table in args.tables:
         for row in made[table]():
-            rows.append({"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row})
+            rows.append(
+                {"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row}
+            )
             print(*(rows[-1].get(k, "") for k in FIELDS), sep="\t", flush=True)
     path = ROOT / "results" / "speed" / "simulation.csv"
     done = {(row["table"], row["machine"]) for row in rows}
-    old = [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done] if path.is_file() else []
+    old = (
+        [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done]
+        if path.is_file()
+        else []
+    )
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()

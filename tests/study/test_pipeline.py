@@ -1,4 +1,4 @@
-"""The pipeline: parameters declared, dependencies complete, one sensor's change stays local, kills and wrong input survive."""
+"""The pipeline: parameters declared, dependencies complete, changes stay local; kills and wrong input do no harm."""
 
 import json
 import os
@@ -62,20 +62,41 @@ def test_parameter_sections_are_dependencies(name):
 
 def test_all_stages_are_counted():
     """The progress line counts what DVC counts."""
-    out = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert sorted(out.stdout.split()) == sorted(stage_names(DVC, load_params()))
 
 
 # ---------------------------------------------------------------- a small copy of the whole study
 
 TINY = {
-    "benchmarks": ["QB", "WV2-real"], "networks": ["fusionnet"], "band_counts": [4],
-    "acquire.offline": True, "synthesize_pairs.samples": 12, "synthesize_pairs.size": 32, "synthesize_pairs.batch": 12,
-    "synthesize_pairs.canvases": 2, "synthesize_pairs.canvas_size": 96,
-    "synthesize_scenes.size": 320, "synthesize_scenes.test": ["colosseum.jpg"], "adapt.steps": 3, "adapt.crop": 48,
-    "adapt.released": ["bandset"], "adapt.released_steps": 1,
-    "pretrain.steps": 40, "pretrain.batch": 2, "pretrain.validation": 4, "pretrain.log_every": 10, "pretrain.checkpoint_every": 5,
-    "models.fusionnet.width": 4, "models.fusionnet.depth": 2,
+    "benchmarks": ["QB", "WV2-real"],
+    "networks": ["fusionnet"],
+    "band_counts": [4],
+    "acquire.offline": True,
+    "synthesize_pairs.samples": 12,
+    "synthesize_pairs.size": 32,
+    "synthesize_pairs.batch": 12,
+    "synthesize_pairs.canvases": 2,
+    "synthesize_pairs.canvas_size": 96,
+    "synthesize_scenes.size": 320,
+    "synthesize_scenes.test": ["colosseum.jpg"],
+    "adapt.steps": 3,
+    "adapt.crop": 48,
+    "adapt.released": ["bandset"],
+    "adapt.released_steps": 1,
+    "pretrain.steps": 40,
+    "pretrain.batch": 2,
+    "pretrain.validation": 4,
+    "pretrain.log_every": 10,
+    "pretrain.checkpoint_every": 5,
+    "models.fusionnet.width": 4,
+    "models.fusionnet.depth": 2,
     "compare.bootstrap": 50,
 }
 
@@ -89,15 +110,38 @@ def set_value(tree: dict, dotted: str, value):
 
 def dvc(folder: Path, *args, **kwargs):
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(folder), "PYTHONPATH": str(folder)}
-    return subprocess.run([sys.executable, "-m", "dvc", *args], cwd=folder, env=env, capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *args], cwd=folder, env=env, capture_output=True, text=True, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A copy with tiny parameters in a path with a space, its pipeline run once."""
     folder = tmp_path_factory.mktemp("a study") / "pansharp study"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
-        ".venv", ".git", ".cache", "cache", "tmp", "models", "metrics", "reports", "simulated", "fused", "real", "logs", "_*site", "_proc", "dvc.lock", "__pycache__", "*.egg-info"))
+    shutil.copytree(
+        ROOT,
+        folder,
+        ignore=shutil.ignore_patterns(
+            ".venv",
+            ".git",
+            ".cache",
+            "cache",
+            "tmp",
+            "models",
+            "metrics",
+            "reports",
+            "simulated",
+            "fused",
+            "real",
+            "logs",
+            "_*site",
+            "_proc",
+            "dvc.lock",
+            "__pycache__",
+            "*.egg-info",
+        ),
+    )
     params = yaml.safe_load((folder / "params.yaml").read_text())
     for key, value in TINY.items():
         set_value(params, key, value)
@@ -116,7 +160,15 @@ def study(tmp_path_factory):
 def test_end_to_end(study):
     """Every stage leaves its report, the tables hold every method, and the missing real pair is told."""
     rows = (study / "metrics" / "adapt" / "QB.csv").read_text()
-    for method in ("EXP", "GSA", "MTF-GLP-FS", "fusionnet zero-shot", "fusionnet one-shot freeze", "fusionnet one-shot from scratch", "released bandset zero-shot"):
+    for method in (
+        "EXP",
+        "GSA",
+        "MTF-GLP-FS",
+        "fusionnet zero-shot",
+        "fusionnet one-shot freeze",
+        "fusionnet one-shot from scratch",
+        "released bandset zero-shot",
+    ):
         assert method in rows
     assert len((study / "metrics" / "adapt" / "WV2-real.csv").read_text().split("\n")) == 2
     assert "missing" in (study / "data" / "available.csv").read_text()
@@ -141,7 +193,7 @@ def test_forced_stage_is_identical(study):
 
 
 def test_one_sensors_change_stays_local(study):
-    """A changed parameter of one sensor makes its own stage stale, nothing else; its report and `compare` depend on that stage's outputs."""
+    """A changed parameter of one sensor makes its stage stale, nothing else; the report follows from its outputs."""
     path = study / "params.yaml"
     old = path.read_text()
     params = yaml.safe_load(old)
@@ -186,7 +238,9 @@ def test_killed_pretraining_continues(study):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert checkpoint.exists() and not (study / "models" / "fusionnet_4.safetensors").exists(), "the run was not killed in the middle"
+    assert checkpoint.exists() and not (study / "models" / "fusionnet_4.safetensors").exists(), (
+        "the run was not killed in the middle"
+    )
     again = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, check=True)
     assert "resuming at step" in again.stderr
     assert (study / "models" / "fusionnet_4.safetensors").read_bytes() == before
@@ -198,21 +252,41 @@ def test_two_processes_train_together(study, tmp_path):
         shutil.copy(study / name, tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "simulated").symlink_to(study / "data" / "simulated")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pansharp_study.training.pretrain",
-               "--network", "fusionnet", "--bands", "4", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "pansharp_study.training.pretrain",
+        "--network",
+        "fusionnet",
+        "--bands",
+        "4",
+        "--device",
+        "cpu",
+    ]
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path), "PYTHONPATH": str(study)}
     done = subprocess.run(command, cwd=study, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((folder / "metrics" / "pretrain" / "fusionnet_4" / "metrics.json").read_text()) for folder in (study, tmp_path))
+    one, two = (
+        json.loads((folder / "metrics" / "pretrain" / "fusionnet_4" / "metrics.json").read_text())
+        for folder in (study, tmp_path)
+    )
     assert two["samples"] == 2 * one["samples"] and two["train_loss"] != one["train_loss"]
     assert (tmp_path / "models" / "fusionnet_4.safetensors").is_file()
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ("steps:", "stepps:", "did you mean 'steps'"),
-    ("scale: laptop", "scale: desktop", "laptop, h100"),
-    ("offline: false", "offline: maybe", "acquire.offline"),
-])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("steps:", "stepps:", "did you mean 'steps'"),
+        ("scale: laptop", "scale: desktop", "laptop, h100"),
+        ("offline: false", "offline: maybe", "acquire.offline"),
+    ],
+)
 def test_wrong_parameters_are_one_line(tmp_path, old, new, message):
     """A misspelled or mistyped parameter is told in one line with its name."""
     for name in ("settings.ini", "params.yaml"):
@@ -220,8 +294,13 @@ def test_wrong_parameters_are_one_line(tmp_path, old, new, message):
     text = (tmp_path / "params.yaml").read_text()
     assert old in text
     (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
-    done = subprocess.run([sys.executable, "-m", "pansharp_study.study.pipeline", "check"], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-m", "pansharp_study.study.pipeline", "check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PANSHARP_STUDY_ROOT": str(tmp_path)},
+    )
     assert done.returncode and message in done.stderr and len(done.stderr.strip().split("\n")) == 1
 
 
@@ -242,15 +321,26 @@ def test_cut_pool_is_named(study):
     content = pool.read_bytes()
     pool.unlink()
     pool.write_bytes(content[: len(content) // 2])
-    done = subprocess.run([sys.executable, "-c", "from pansharp_study.simulation.pool import load_pairs, pairs_path; load_pairs(pairs_path(4))"], cwd=study, capture_output=True, text=True,
-                          env={**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pansharp_study.simulation.pool import load_pairs, pairs_path; load_pairs(pairs_path(4))",
+        ],
+        cwd=study,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PANSHARP_STUDY_ROOT": str(study), "PYTHONPATH": str(study)},
+    )
     pool.write_bytes(content)
     assert "pairs_4.safetensors" in done.stderr and "synthesize_pairs" in done.stderr
 
 
 # ---------------------------------------------------------------- experiments
 
-RECIPES = "".join("".join(c["source"]) for c in json.loads((ROOT / "nbs" / "tutorials" / "own_ablation.ipynb").read_text())["cells"])
+RECIPES = "".join(
+    "".join(c["source"]) for c in json.loads((ROOT / "nbs" / "tutorials" / "own_ablation.ipynb").read_text())["cells"]
+)
 
 
 def test_recipes_name_parameters():
@@ -265,7 +355,9 @@ def test_recipes_name_parameters():
             old = old[part]
         old = old["laptop"] if isinstance(old, dict) else old
         new = yaml.safe_load(value) if value != "$width" else 8
-        assert isinstance(new, list) == isinstance(old, list) and isinstance(new, bool) == isinstance(old, bool), f"-S {key}={value} beside {old}"
+        assert isinstance(new, list) == isinstance(old, list) and isinstance(new, bool) == isinstance(old, bool), (
+            f"-S {key}={value} beside {old}"
+        )
 
 
 def test_recipes_switch_every_operation_off():
@@ -275,12 +367,16 @@ def test_recipes_switch_every_operation_off():
     for name, values in OFF.items():
         row = next((line for line in RECIPES.split("\n") if f"({name}) |" in line), "")
         told = {key: yaml.safe_load(value) for key, value in re.findall(r"synthesize_pairs\.([\w.]+)=([^'`\s]+)", row)}
-        want = {f"{k}.{k2}" if k2 else k: v2 for k, v in values.items() for k2, v2 in (v.items() if isinstance(v, dict) else [("", v)])}
+        want = {
+            f"{k}.{k2}" if k2 else k: v2
+            for k, v in values.items()
+            for k2, v2 in (v.items() if isinstance(v, dict) else [("", v)])
+        }
         assert told == want, name
 
 
 def test_runs_are_compared_by_one_small_file(study):
-    """`dvc metrics show` has a column per network and way, not hundreds; the curves of `dvc plots` are outputs of stages."""
+    """`dvc metrics show` has a column per network and paradigm; the curves of `dvc plots` are outputs of stages."""
     assert [m for s in STAGES.values() for m in s.get("metrics", [])] == [{"metrics/summary.json": {"cache": False}}]
     numbers = json.loads(dvc(study, "metrics", "show", "--json").stdout)[""]["data"]["metrics/summary.json"]["data"]
     assert set(numbers) == {"classical", *(f"{n} {way}" for n in TINY["networks"] for way in ("zero-shot", "one-shot"))}
