@@ -27,7 +27,7 @@ ROOT = DOCS.parent
 NBS, SITE, CACHE = ROOT / "nbs", ROOT / "_site", ROOT / ".cache" / "docs"
 SOURCE, EXECUTED = CACHE / "source", CACHE / "executed"
 SKIPPED = {"eval", "slow", "cuda"}  # cells with these directives are shown, not executed
-SECONDS, WORKERS = 300, 2  # longest execution of a cell; notebooks at a time
+SECONDS, WORKERS = 900, 2  # longest execution of a cell; notebooks at a time
 PRELOADED = ["torch", "pandas", "scipy.signal", "scipy.optimize", "xarray", "matplotlib.pyplot", "execnb.shell"]
 TUTORIALS = (  # reading order
     "one_pair", "protocol", "gallery", "own_pair", "new_sensor", "new_network", "new_index", "own_ablation", "speed",
@@ -77,7 +77,7 @@ def executed_copies() -> dict[Path, Path]:
     """Where the executed copy of each notebook is kept: its name is a hash of all that its outputs depend on."""
     from pansharp_study.study.imports import imported, module_files, with_dependencies
 
-    data = content("docs/build.py", "params.yaml", "data/*.*", "results/*/*.*")
+    data = content("params.yaml", "data/*.*", "results/*/*.*")
     study = content("metrics/**/*.*", "models/*.safetensors", "weights/*.json", "nbs/**/[0-9]*.ipynb", "dvc.yaml")
     files, copies = module_files(), {}
     for path in lessons():
@@ -210,7 +210,8 @@ def write_pages(copies: dict[Path, Path]):
     for name, page in top.items():
         write(f"{name}.ipynb", page)
     *library, tutorials = [section(f"nbs/{group}/index", group.capitalize(), groups[group]) for group in groups]
-    trees = {"Results": results, "Tutorials": [tutorials], "Library": [*(f"/{name}" for name in reversed(top)), *library]}
+    overview = [f"/{name}" for name in reversed(top)]
+    trees = {"Results": results, "Tutorials": [tutorials], "Library": [*overview, *library]}
     for caption, entries in trees.items():
         tree = "\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *entries, "```"])
         first.append({"cell_type": "markdown", "source": tree})
