@@ -7,11 +7,13 @@ __all__ = ['module_files', 'imported', 'imported_by_module', 'with_dependencies'
 
 # %% ../../nbs/study/82_imports.ipynb #18ad58c1
 import ast
+from functools import cache
 from pathlib import Path
 
 import pansharp_study
 
 # %% ../../nbs/study/82_imports.ipynb #9a66bc3e
+@cache
 def module_files() -> dict[str, Path]:  # such as "optics.sensors" -> .../pansharp_study/optics/sensors.py
     "Every module of the package, named from the package's folder, and its file."
     top = Path(pansharp_study.__file__).parent
