@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 # stages call `python`: it must be this environment's, also in a path with spaces
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS := ignore
-# some machines forbid Python to keep compiled modules: every one of the 29 stages would then compile PyTorch anew, twice the time in all
+# some machines forbid Python to keep compiled modules: each of the 20 stages would then compile PyTorch again, twice the time in all
 unexport PYTHONDONTWRITEBYTECODE
 export JUPYTER_PLATFORM_DIRS := 1
-# threads that wait do not spin: on a busy machine training is several times faster
+# waiting threads do not spin: on a busy machine training is several times faster
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
@@ -45,9 +45,9 @@ reproduce: $(READY)  ## run the study: data, pretraining, adaptation, reports (S
 	echo "== read reports/compare.ipynb and reports/report/*.ipynb, or run 'make docs' and open _site/index.html"
 
 test: $(READY)  ## lesson cells of all notebooks, then tests/
-	@ruff check pansharp_study nbs tests
+	@ruff check pansharp_study nbs tests docs measure
 	@nbdev_test --n_workers 2 --path nbs
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 docs: $(READY)  ## the site in _site/index.html
 	@python docs/build.py

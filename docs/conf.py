@@ -22,6 +22,7 @@ myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "attrs_inline"
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]  # a section of a notebook may start below H2
 
+root_doc = "nbs/index"
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static"]
@@ -31,8 +32,16 @@ html_show_sourcelink = False
 html_show_sphinx = False
 html_last_updated_fmt = None
 html_theme_options = {
-    "home_page_in_toc": True, "show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False,
-    "use_source_button": False, "use_issues_button": False, "toc_title": "On this page", "navbar_persistent": [], "navigation_with_keys": False,
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "use_source_button": False,
+    "use_issues_button": False,
+    "toc_title": "On this page",
+    "navbar_persistent": [],
+    "navigation_with_keys": False,
     "extra_footer": f"{project} {release}. Benchmark scenes are simulated unless a page says that they are real.",
 }
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pansharp_study.study.imports import imported_by_module, module_files
+from pansharp_study.study.pipeline import declared
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 STAGES = sorted(p for folder in ("stages", "results") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
@@ -42,7 +45,9 @@ def test_notebook_is_clean(path):
     """No outputs, no execution counts, no metadata that changes by itself."""
     notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:
-        assert not cell.get("outputs") and not cell.get("execution_count"), f"{path.name} holds outputs: run nbdev_clean"
+        assert not cell.get("outputs") and not cell.get("execution_count"), (
+            f"{path.name} holds outputs: run nbdev_clean"
+        )
         assert set(cell["metadata"]) <= {"tags"}, f"{path.name}: cell metadata {cell['metadata']}: run nbdev_clean"
     first = "".join(notebook["cells"][0]["source"])
     assert first.startswith("# "), f"{path.name} should begin with a title"
@@ -81,37 +86,62 @@ def test_no_paths_of_a_machine():
     """Nothing tracked names a home folder or a temporary one."""
     bad = re.compile(r"/(?:home|root|Users|work)/[a-z_]\w*/|/tmp/[a-z]\w{3,}/")
     for path in tracked():
-        if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".ini", ".toml", ".txt", ".cff", ".lock", ".csv"} and path != Path(__file__):
+        if path.suffix in {
+            ".py",
+            ".md",
+            ".ipynb",
+            ".yaml",
+            ".ini",
+            ".toml",
+            ".txt",
+            ".cff",
+            ".lock",
+            ".csv",
+        } and path != Path(__file__):
             found = bad.search(path.read_text(errors="ignore"))
             assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
+LINK = re.compile(r"\]\(([^)\s#:]+\.(?:ipynb|md|py|csv|json|yaml))(?:#[\w-]*)?\)")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *NOTEBOOKS], ids=lambda p: p.stem)
+def test_links_lead_to_files(page):
+    """Every relative link in prose names a file; reports that are not made yet excepted."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    folder = page.parent
+    if folder.name == "stages":  # read as a report
+        folder = ROOT / "reports" / page.stem if declared(page) else ROOT / "reports"
+    for link in LINK.findall(text):
+        target = (folder / link).resolve()
+        assert target.is_file() or target.is_relative_to(ROOT / "reports"), f"{link} leads nowhere"
+
+
+def test_the_map_of_the_code_is_right():
+    """Each row of `Where is ...?` links to the notebook that defines the names which it gives."""
+    table = "".join(json.loads((ROOT / "nbs" / "architecture.ipynb").read_text())["cells"][0]["source"])
+    found = re.findall(r"`(\w+)`[^`\]]* in \[[^\]]+\]\(([^)]+)\)", table)
+    assert len(found) >= 7
+    for name, link in found:
+        cells = json.loads((ROOT / "nbs" / link).read_text())["cells"]
+        defined = any(re.search(rf"^(?:def|class) {name}\b", code(c), flags=re.M) for c in cells)
+        assert defined, f"{link} does not define {name}"
+
+
 # ---------------------------------------------------------------- rooms: what keeps the code easy to live in
 
-PACKAGE = ROOT / "pansharp_study"
-MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
-           for p in sorted(PACKAGE.rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")}
-LIBRARY = [p for p in NOTEBOOKS if p.parent.name not in ("stages", "results", "tutorials") and p.stem != "index"]
+MODULES = module_files()
+LIBRARY = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 
 
 def exports(notebook: Path) -> str | None:
     """The module that a notebook is exported to, if any."""
-    found = re.search(r"#\| default_exp ([\w.]+)", "".join(code(c) + "\n" for c in json.loads(notebook.read_text())["cells"]))
+    found = re.search(
+        r"#\| default_exp ([\w.]+)", "".join(code(c) + "\n" for c in json.loads(notebook.read_text())["cells"])
+    )
     return found[1] if found else None
-
-
-def imported(name: str) -> set[str]:
-    """Modules of the package that a module imports, anywhere in its text."""
-    package, found = tuple(name.split(".")[:-1]), set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("pansharp_study")):
-            start = package[: len(package) - node.level + 1] if node.level else ()
-            named = (node.module or "").split(".")[0 if node.level else 1 :]
-            base = [*start, *filter(None, named)]
-            for alias in node.names:
-                longer = ".".join([*base, alias.name])
-                found.add(longer if longer in MODULES else ".".join(base))
-    return found & set(MODULES)
 
 
 def test_reading_order_is_the_order_of_dependency():
@@ -120,13 +150,13 @@ def test_reading_order_is_the_order_of_dependency():
     assert set(MODULES) == set(number), "one notebook, one module"
     assert len(set(number.values())) == len(number), "each number is given once"
     for name in MODULES:
-        for other in imported(name):
+        for other in imported_by_module(name):
             assert number[other] < number[name], f"{name} ({number[name]}) imports {other} ({number[other]})"
 
 
 @pytest.mark.parametrize("notebook", LIBRARY, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_notebook_lies_beside_its_module(notebook):
-    """Folders of notebooks are the sub-packages, names say the same word; `metrics` and `classical` are the public modules."""
+    """Folders of notebooks are the sub-packages; `metrics` and `classical` are the public modules."""
     name = exports(notebook)
     assert notebook.stem.partition("_")[2] == name.rpartition(".")[2]
     if name not in ("core", "metrics", "classical"):

@@ -189,7 +189,7 @@ def simulated_tiles(
     "The scenes of the stage synthesize_scenes."
     tiles, missing = [], []
     for target in params["targets"]:
-        files = sorted((root() / "data" / "simulated" / "scenes" / target).glob("*.nc"))
+        files = sorted((root() / "data" / "scenes" / target).glob("*.nc"))
         if not files:
             missing.append({"sensor": target, "reason": "not simulated here: run the stage synthesize_scenes"})
         for scene in map(read_scene, files):

@@ -232,7 +232,7 @@ PICTURE_KINDS = {"photograph": "natural", "remote_sensing": "remote-sensing"}
 
 
 def corpus_table(
-    scores: pd.DataFrame,  # docs/corpora.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas
+    scores: pd.DataFrame,  # results/corpora/scores.csv: corpus, network, bands, acquisition, scene, sam_deg, ergas
     sizes: dict,  # kind -> pictures, see release.corpus_of
 ) -> pd.DataFrame:  # one row per network, bands and corpus
     "Mean errors after pretraining on each corpus, relative to natural pictures, with the number of pictures."
@@ -254,7 +254,7 @@ def corpus_table(
 
 # %% ../../nbs/study/94_claims.ipynb #054f2a6e
 def corpus_words(
-    scores: pd.DataFrame | None,  # docs/corpora.csv, None if it is not there
+    scores: pd.DataFrame | None,  # results/corpora/scores.csv, None if it is not there
     sizes: dict,  # kind -> pictures
 ) -> str:  # Markdown
     "What the corpora can say about the paper's claim."
@@ -263,7 +263,7 @@ def corpus_words(
     if remote < ENOUGH_PICTURES:
         words.append("**The paper's claim about SkyScript (millions of remote-sensing pictures) is NOT tested.**")
     if scores is None:
-        return " ".join([*words, "`docs/corpora.csv` is not here."])
+        return " ".join([*words, "`results/corpora/scores.csv` is not here."])
     each = scores.groupby(["network", "bands", "acquisition", "corpus"])["ergas"].mean().unstack("corpus")
     if {"natural", "remote sensing"} <= set(each):
         both = each[["natural", "remote sensing"]].dropna()
@@ -274,7 +274,7 @@ def corpus_words(
 
 # %% ../../nbs/study/94_claims.ipynb #6456c889
 def augmentation_effects(
-    scores: pd.DataFrame,  # docs/ablation.csv
+    scores: pd.DataFrame,  # results/ablation/scores.csv
 ) -> tuple[str, pd.DataFrame]:  # which round; of ablation.effect_table, its operations sorted by effect
     "The round of trainings in which most operations were left out, relative to its repetitions with everything on."
     keys = ["round", "network", "bands", "steps", "size"]

@@ -42,7 +42,7 @@ def fingerprints(
     return {Path(f).name: sha256_of(f) for f in files}
 
 # %% ../../nbs/study/82_held_out.ipynb #4111f402
-RECORD = Path("docs") / "held_out.json"  # in the project
+RECORD = Path("results") / "real" / "held_out_record.json"  # in the project
 
 
 def read_record(

@@ -224,4 +224,4 @@ def simulated_statistics(
 
 def measured_table() -> pd.DataFrame:  # kind (scene or spectra), name, sensor, acquisition, bands, then STATISTICS
     "The committed statistics of real scenes (development split) and of hyperspectral tiles."
-    return pd.read_csv(Path(root()) / "docs" / "realism.csv")
+    return pd.read_csv(Path(root()) / "results" / "realism" / "statistics.csv")

@@ -6,7 +6,6 @@ import json
 import tracemalloc
 import warnings
 import weakref
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from scipy.io import savemat
 
-from pansharp_study.adaptation.adapt import adapt_scenes, find_scenes
+from pansharp_study.adaptation.adapt import adapt_scenes, find_scenes, prepare_scenes
 from pansharp_study.classical import classical_methods
 from pansharp_study.core import load_params, root
 from pansharp_study.optics.sensors import get_sensor
@@ -409,7 +408,7 @@ def test_data_in_params(study):
 
 
 def test_a_target_of_real_scenes(study):
-    folder = study / "data" / "simulated" / "scenes" / "QB"
+    folder = study / "data" / "scenes" / "QB"
     folder.mkdir(parents=True)
     (folder / "tune_x.nc").write_bytes(b"an earlier simulation")
     table = link_scenes("QB", "archive/2 QuickBird", folder, seed=1)
@@ -428,17 +427,11 @@ def test_a_target_of_real_scenes(study):
     one_line(lambda: link_scenes("WV4", "archive", folder, seed=1), "sensors.WV4.data", "QB")
 
 
-def test_the_stage_simulates_nothing_for_it(study, monkeypatch):
-    """The cells of synthesize_scenes, run for a target of real scenes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    stage = Path(__file__).resolve().parents[2] / "nbs" / "stages" / "synthesize_scenes.ipynb"
-    space = {}
-    for cell in json.loads(stage.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]).replace('sensor = "WV2"', 'sensor = "QB"'), space)  # noqa: S102
-    assert space["scenes"] == [] and sorted(p.name for p in (study / "data/simulated/scenes/QB").iterdir()) == ["real.json", "split.csv"]
+def test_the_stage_simulates_nothing_for_it(study):
+    """What the stage adapt does first, for a target of real scenes: a note and a split, no scene."""
+    table = prepare_scenes("QB", load_params())
+    assert {"scene", "acquisition", "split", "scored"} == set(table)
+    assert sorted(p.name for p in (study / "data/scenes/QB").iterdir()) == ["real.json", "split.csv"]
     assert find_scenes("QB")[0][0].attrs["name"].startswith("2 QuickBird/")
 
 
@@ -447,7 +440,7 @@ def test_adapting_to_real_scenes(study, kind):
     """The stage adapt, with classical methods alone, on a target of pairs and on one of ready-made triples."""
     if kind == "triples":
         stack(study / "triples" / "test_qb.h5", 4, size=128)
-    table = link_scenes("QB", "archive" if kind == "pairs" else "triples", study / "data" / "simulated" / "scenes" / "QB", seed=1)
+    table = link_scenes("QB", "archive" if kind == "pairs" else "triples", study / "data" / "scenes" / "QB", seed=1)
     (study / "metrics" / "adapt").mkdir(parents=True)
     params = load_params()
     result = adapt_scenes("QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}})
@@ -455,7 +448,7 @@ def test_adapting_to_real_scenes(study, kind):
     assert list(dict.fromkeys(result.rows["scene"])) == list(tested) and not result.rows["simulated"].any()
     assert set(result.rows["resolution"]) == ({"reduced", "full"} if kind == "pairs" else {"reduced"})
     assert set(json.loads((study / "metrics" / "adapt" / "QB.json").read_text())) >= {"reduced"}
-    assert len(linked_scenes(study / "data" / "simulated" / "scenes" / "QB", ("validation",))[0]) == (table["split"] == "validation").sum() > 0
+    assert len(linked_scenes(study / "data" / "scenes" / "QB", ("validation",))[0]) == (table["split"] == "validation").sum() > 0
 
 
 def test_split_of_pancollection(tmp_path):
@@ -476,7 +469,7 @@ def test_scenes_of_both_resolutions(study, scored):
     """As many test scenes of each resolution as asked for, always the same ones, each scored at its own."""
     stack(study / "both" / "test_qb_multiExm1.h5", 6, size=128)
     stack(study / "both" / "test_qb_OrigScale_multiExm1.h5", 6, kinds=("lms", "ms", "pan"), size=320)
-    folder = study / "data" / "simulated" / "scenes" / "QB"
+    folder = study / "data" / "scenes" / "QB"
     table = link_scenes("QB", "both", folder, seed=1, scored=scored)
     assert table.equals(link_scenes("QB", "both", folder, seed=1, scored=scored))
     kind = table["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})

@@ -1,10 +1,13 @@
 """Where the time of a training step goes, for every network, and what a second GPU brings.
 
-python docs/benchmark_train.py                                          # one GPU: shares of simulation, forward, backward and the rest
-accelerate launch --multi_gpu --num_processes 2 docs/benchmark_train.py # several: samples/s of the network with the most FLOP
-python docs/benchmark_train.py --scaling                                # the same on one GPU, to compare
+One GPU, shares of simulation, forward, backward and the rest:
+    python measure/training_speed.py
+Several GPUs, samples/s of the network with the most FLOP, and the same on one GPU to compare:
+    accelerate launch --multi_gpu --num_processes 2 measure/training_speed.py
+    python measure/training_speed.py --scaling
 
-Batches of 32 pairs of 128x128, eight bands, bfloat16, compiled; on one GPU each step is a CUDA graph. Appends to docs/benchmark_train.csv.
+Batches of 32 pairs of 128x128, eight bands, bfloat16, compiled; on one GPU each step is a CUDA graph. Appends to
+results/speed/training.csv.
 """
 
 import argparse
@@ -23,9 +26,26 @@ from pansharp_study.networks.zoo import count_flops, count_parameters, create_mo
 from pansharp_study.simulation.stream import open_stream
 from pansharp_study.training.loop import Run, captured, fusion_loss, make_accelerator
 
-FIELDS = ("table", "machine", "torch", "network", "parameters", "gflop_per_sample", "gpus", "samples_per_s", "step_ms", "simulation", "forward", "backward", "optimiser")
+FIELDS = (
+    "table",
+    "machine",
+    "torch",
+    "network",
+    "parameters",
+    "gflop_per_sample",
+    "gpus",
+    "samples_per_s",
+    "step_ms",
+    "simulation",
+    "forward",
+    "backward",
+    "optimiser",
+)
 BANDS, REPEATS = 8, 30
-VARIANTS = {"fusionnet as large as panmamba": ("fusionnet", {"width": 88}), "panmamba at full resolution": ("panmamba", {"stride": 1})}  # name -> network, options that differ from params.yaml
+VARIANTS = {
+    "fusionnet as large as panmamba": ("fusionnet", {"width": 88}),
+    "panmamba at full resolution": ("panmamba", {"stride": 1}),
+}  # name -> network, options that differ from params.yaml
 
 
 def milliseconds(call, repeats=REPEATS):
@@ -49,7 +69,14 @@ def create(name, params):
 def prepared(name, params, accelerator):
     """A training run of a network, and its stream."""
     model = create(name, params)
-    stream = open_stream(params, BANDS, seed=(1, name), device=accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes)
+    stream = open_stream(
+        params,
+        BANDS,
+        seed=(1, name),
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
     return Run(accelerator, model, params["pretrain"]), stream
 
 
@@ -91,9 +118,19 @@ def shares(params, networks):
         f, fb, step = times
         whole = step + simulating
         model = create(name, params)
-        yield {"table": "step", "network": name, "parameters": count_parameters(model), "gflop_per_sample": round(count_flops(model, 64, bands=BANDS) * 4 / 1e9, 2), "gpus": 1,
-               "samples_per_s": round(1e3 * params["pretrain"]["batch"] / whole), "step_ms": round(whole, 2),
-               **{k: round(v / whole, 3) for k, v in (("simulation", simulating), ("forward", f), ("backward", fb - f), ("optimiser", step - fb))}}
+        yield {
+            "table": "step",
+            "network": name,
+            "parameters": count_parameters(model),
+            "gflop_per_sample": round(count_flops(model, 64, bands=BANDS) * 4 / 1e9, 2),
+            "gpus": 1,
+            "samples_per_s": round(1e3 * params["pretrain"]["batch"] / whole),
+            "step_ms": round(whole, 2),
+            **{
+                k: round(v / whole, 3)
+                for k, v in (("simulation", simulating), ("forward", f), ("backward", fb - f), ("optimiser", step - fb))
+            },
+        }
 
 
 def scaling(params, name, steps=208):
@@ -110,8 +147,14 @@ def scaling(params, name, steps=208):
     torch.cuda.synchronize()
     accelerator.wait_for_everyone()
     spent, world = time.perf_counter() - start, accelerator.num_processes
-    return accelerator.is_main_process, {"table": "scaling", "network": name, "parameters": count_parameters(run.model), "gpus": world, "samples_per_s": round(world * steps * params["pretrain"]["batch"] / spent),
-                                         "step_ms": round(1e3 * spent / steps, 2)}
+    return accelerator.is_main_process, {
+        "table": "scaling",
+        "network": name,
+        "parameters": count_parameters(run.model),
+        "gpus": world,
+        "samples_per_s": round(world * steps * params["pretrain"]["batch"] / spent),
+        "step_ms": round(1e3 * spent / steps, 2),
+    }
 
 
 def main():
@@ -119,7 +162,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scaling", action="store_true", help="samples/s of one network instead of shares of all")
     parser.add_argument("--network", default="bandset", choices=list_models(), help="for --scaling")
-    parser.add_argument("--networks", nargs="+", choices=[*list_models(), *VARIANTS], default=[*list_models(), *VARIANTS])
+    parser.add_argument(
+        "--networks", nargs="+", choices=[*list_models(), *VARIANTS], default=[*list_models(), *VARIANTS]
+    )
     args = parser.parse_args()
     params = load_params(scale="h100")
     distributed = torch.cuda.device_count() > 1 and "LOCAL_RANK" in os.environ
@@ -128,7 +173,7 @@ def main():
         rows = [row] if is_main else []
     else:
         rows = shares(params, args.networks)
-    path = Path(__file__).with_name("benchmark_train.csv")
+    path = Path(__file__).parents[1] / "results" / "speed" / "training.csv"
     for row in rows:
         row |= {"machine": torch.cuda.get_device_name(), "torch": torch.__version__}
         print(*(f"{k}={row[k]}" for k in FIELDS if k in row), flush=True)

@@ -1,6 +1,7 @@
-"""How fast pairs are simulated, and where the time goes: python docs/benchmark_simulate.py [--device cuda] -> tables on the screen and docs/benchmark_simulate.csv.
+"""How fast pairs are simulated: python measure/simulation_speed.py [--device cuda] -> results/speed/simulation.csv.
 
-Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not measured now:
+Four tables, to be chosen with --tables; the file keeps those of other machines, and those of this one that are not
+measured now:
 growth    pairs per second of each part and of the whole, over bands, size and batch
 stages    the shares of one simulation call, measured inside it
 workers   pictures decoded and procedural scenes painted per second, with 1, 2, 4, ... processes up to the cores
@@ -99,9 +100,14 @@ def timed(device: str):
         def call(*args, **options):
             start = clock(device)
             out = kept[name](*args, **options)
-            label = names[name] if "spectral" not in options else ("mixed colours", "material spectra")[options["spectral"]] + " from pictures"
+            label = (
+                names[name]
+                if "spectral" not in options
+                else ("mixed colours", "material spectra")[options["spectral"]] + " from pictures"
+            )
             spent[label] += clock(device) - start
             return out
+
         return call
 
     for name in names:
@@ -124,7 +130,14 @@ def stages(base_images, params, device, full, repeats=5):
         whole = clock(device) - start
     spent["the rest"] = whole - sum(spent.values())
     for part, s in spent.items():
-        yield {"bands": 8, "size": params["size"], "batch": n, "part": part, "pairs_per_s": round(n * repeats / s), "share": round(s / whole, 3)}
+        yield {
+            "bands": 8,
+            "size": params["size"],
+            "batch": n,
+            "part": part,
+            "pairs_per_s": round(n * repeats / s),
+            "share": round(s / whole, 3),
+        }
 
 
 def workers(params, cores, scenes_each):
@@ -135,14 +148,21 @@ def workers(params, cores, scenes_each):
         found = list_pictures("pretrain")["path"].tolist()
         for k in range(96):
             with Image.open(found[k % len(found)]) as picture:
-                picture.convert("RGB").resize((500, 375), box=(0, 0, picture.width * (1 - k / 200), picture.height * (1 - k / 200))).save(Path(folder) / f"{k}.JPEG", quality=92)
+                picture.convert("RGB").resize(
+                    (500, 375), box=(0, 0, picture.width * (1 - k / 200), picture.height * (1 - k / 200))
+                ).save(Path(folder) / f"{k}.JPEG", quality=92)
         for count in counts:
             pool = torch.empty(64, 3, size, size, dtype=torch.uint8)
             with Refill(folder, pool, seed=1, workers=count) as refill:
                 refill.step(16 * count)  # until all have begun
                 start, n = time.perf_counter(), 150 * count
                 refill.step(n)
-                yield {"size": size, "workers": count, "part": "pictures decoded", "pairs_per_s": round(n / (time.perf_counter() - start), 1)}
+                yield {
+                    "size": size,
+                    "workers": count,
+                    "part": "pictures decoded",
+                    "pairs_per_s": round(n / (time.perf_counter() - start), 1),
+                }
     for count in counts:
         n = scenes_each * count
         start = time.perf_counter()
@@ -172,7 +192,9 @@ def training_step(name, params, device, bands):
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             return model(*args, **told)
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=torch.tensor(1e-4, device=device) if cuda else 1e-4, fused=cuda, capturable=cuda
+    )
     parameters = list(model.parameters())
     step = make_step(Plain, forward, optimiser, parameters, [v.detach().clone() for v in parameters], p)
     return captured(step) if cuda and p["graph"] else step
@@ -195,7 +217,11 @@ def training(base_images, params, device, names, repeats):
         for _ in range(6 if device == "cuda" else 0):  # compiling and capturing
             whole()
         alone = seconds(whole, device, 2 * repeats)
-        yield row | {"part": f"training step of {name}, scale {params['scale']}", "pairs_per_s": round(batch / alone, 1), "share": round(simulating / alone, 4)}
+        yield row | {
+            "part": f"training step of {name}, scale {params['scale']}",
+            "pairs_per_s": round(batch / alone, 1),
+            "share": round(simulating / alone, 4),
+        }
 
 
 def main():
@@ -204,9 +230,13 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="pairs at once; default 1024 on a GPU, 32 on a CPU")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--networks", nargs="+", choices=list_models(), help="of the table training; default: those of params.yaml")
+    parser.add_argument(
+        "--networks", nargs="+", choices=list_models(), help="of the table training; default: those of params.yaml"
+    )
     parser.add_argument("--scale", help="of the networks; default: h100 on a GPU, laptop on a CPU")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers")
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="most processes of the table workers"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     device, cuda = args.device, args.device == "cuda"
@@ -222,11 +252,17 @@ def main():
                                               args.networks or whole["networks"], 5 if cuda else 1)}
     for table in args.tables:
         for row in made[table]():
-            rows.append({"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row})
+            rows.append(
+                {"table": table, "machine": f"{machine}, {args.cores} cores" if table == "workers" else machine, **row}
+            )
             print(*(rows[-1].get(k, "") for k in FIELDS), sep="\t", flush=True)
-    path = Path(__file__).with_name("benchmark_simulate.csv")
+    path = ROOT / "results" / "speed" / "simulation.csv"
     done = {(row["table"], row["machine"]) for row in rows}
-    old = [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done] if path.is_file() else []
+    old = (
+        [row for row in csv.DictReader(path.open()) if (row["table"], row["machine"]) not in done]
+        if path.is_file()
+        else []
+    )
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()

@@ -1,9 +1,11 @@
-"""Whether the pipeline takes the archives people have, at full size: python docs/archive_check.py -> table on the screen and docs/archive.csv.
+"""What the pipeline needs for archives of full size: python measure/archives.py -> results/archives/costs.csv.
 
-Two archives are generated in the layout and size of the published ones, as their papers and public loaders describe them: QuickBird of NBU_PansharpRSData (500 .mat pairs,
-1.3 GB) and GaoFen-2 of PanCollection (four .h5, 22,050 tiles, 7 GB). What they show is simulated (benchmark scenes of this study, repeated, rolled, with noise), so their
-scores mean nothing and are not kept. Each is named in `sensors.NAME.data` of a clone of the project, and the stages run there by `dvc repro -s`, while the memory of all
-their processes is sampled. Archives and clone are deleted at the end. Needs the models of `dvc repro pretrain`, and 10 GB of disk.
+Two archives are generated in the layout and size of the published ones, as their papers and public loaders describe
+them: QuickBird of NBU_PansharpRSData (500 .mat pairs, 1.3 GB) and GaoFen-2 of PanCollection (four .h5, 22,050 tiles,
+7 GB). Their content is simulated (benchmark scenes of this study, repeated, rolled, with noise), so their scores mean
+nothing and are not kept. Each is named in `sensors.NAME.data` of a clone of the project, and `dvc repro -s` runs the
+stages there, while the memory of all their processes is sampled. Archives and clone are deleted at the end. This needs
+the models of `dvc repro pretrain`, and 10 GB of disk.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from pansharp_study.optics.wald import upsample  # noqa: E402
 from pansharp_study.scenes.pair import Pair  # noqa: E402
 from pansharp_study.simulation.benchmark_scenes import make_scenes  # noqa: E402
 
-STAGES = ("synthesize_scenes", "adapt", "report")
+STAGES = ("adapt", "report")
 BLOCK = 500  # tiles written at once
 
 
@@ -78,10 +80,15 @@ def write_nbu(folder: Path, count: int) -> Path:
 
 
 def write_pancollection(folder: Path, share: float) -> Path:
-    """Training and validation tiles of 64 pixels, twenty scenes at reduced and twenty at full resolution; float64 (N,C,H,W)."""
+    """Tiles of 64 pixels to train and validate, twenty scenes at each resolution to test; float64 (N,C,H,W)."""
     top, tiles = folder / "PanCollection" / "GF2", Tiles("GF2")
     top.mkdir(parents=True)
-    files = {"train_gf2": ("reduced", 19809, 64), "valid_gf2": ("reduced", 2201, 64), "test_gf2_multiExm1": ("reduced", 20, 256), "test_gf2_OrigScale_multiExm1": ("full", 20, 512)}
+    files = {
+        "train_gf2": ("reduced", 19809, 64),
+        "valid_gf2": ("reduced", 2201, 64),
+        "test_gf2_multiExm1": ("reduced", 20, 256),
+        "test_gf2_OrigScale_multiExm1": ("full", 20, 512),
+    }
     for name, (kind, count, side) in files.items():
         keys, count = (("gt",) if kind == "reduced" else ()) + ("lms", "ms", "pan"), max(20, round(count * share))
         with h5py.File(top / f"{name}.h5", "w") as file:
@@ -98,12 +105,18 @@ def watched(command: list, folder: Path) -> dict:  # seconds, cpu_seconds, peak_
     """Run a command and sample the proportional set size of its process tree, once a second."""
     env = {**os.environ, "PANSHARP_STUDY_ROOT": str(folder), "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
     start, before, peak, text = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0.0, []
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     reader = threading.Thread(target=lambda: text.extend(process.stdout))
     reader.start()
     while process.poll() is None:
         now = 0
-        for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if psutil.pid_exists(process.pid) else ():
+        for p in (
+            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if psutil.pid_exists(process.pid)
+            else ()
+        ):
             try:
                 now += p.memory_full_info().pss
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -127,6 +140,7 @@ def clone(folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
     for path in models:
         shutil.copy(path, copy / "models")
+    (copy / "data" / "real").mkdir(exist_ok=True)  # the real pair is not needed
     return copy
 
 
@@ -141,7 +155,10 @@ def check(copy: Path, name: str, data: Path) -> list[dict]:
         print(rows[-1], flush=True)
     scores = pd.read_csv(copy / "metrics" / "adapt" / f"{name}.csv")
     kinds = scores.groupby("resolution")["scene"].nunique()
-    print(f"  scored: {', '.join(f'{n} at {kind} resolution' for kind, n in kinds.items())}; {scores['method'].nunique()} methods", flush=True)
+    print(
+        f"  scored: {kinds.to_dict()} scenes, {scores['method'].nunique()} methods",
+        flush=True,
+    )
     return rows
 
 
@@ -149,7 +166,9 @@ def main():
     """Generate, run, measure, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the tiles generated; less than 1 writes no table")
-    parser.add_argument("--only", choices=("NBU", "PanCollection"), help="one archive; the rows of the other stay as they are")
+    parser.add_argument(
+        "--only", choices=("NBU", "PanCollection"), help="one archive; the rows of the other stay as they are"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     table = []
@@ -158,7 +177,10 @@ def main():
         if shutil.disk_usage(folder).free < 10 * 2**30:
             sys.exit(f"error: {folder} has less than 10 GB free: set TMPDIR to another disk")
         copy = clone(folder)
-        for archive, name, write in (("NBU", "QB", lambda: write_nbu(folder, round(500 * args.share))), ("PanCollection", "GF2", lambda: write_pancollection(folder, args.share))):
+        for archive, name, write in (
+            ("NBU", "QB", lambda: write_nbu(folder, round(500 * args.share))),
+            ("PanCollection", "GF2", lambda: write_pancollection(folder, args.share)),
+        ):
             if args.only in (None, archive):
                 start = time.perf_counter()
                 top = write()
@@ -169,9 +191,11 @@ def main():
     table = pd.DataFrame(table)
     print(table.to_string(index=False))
     if args.share == 1:
-        path = ROOT / "docs" / "archive.csv"
+        path = ROOT / "results" / "archives" / "costs.csv"
         before = pd.read_csv(path) if path.is_file() else table[:0]
-        pd.concat([before[~before["archive"].isin(table["archive"])], table]).to_csv(path, index=False, lineterminator="\n")
+        pd.concat([before[~before["archive"].isin(table["archive"])], table]).to_csv(
+            path, index=False, lineterminator="\n"
+        )
 
 
 if __name__ == "__main__":

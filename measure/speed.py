@@ -1,12 +1,15 @@
-"""How fast indices and methods are: python docs/benchmark.py -> tables on the screen and docs/benchmark.csv.
+"""How fast indices and methods are: python measure/speed.py -> tables on the screen and results/speed/methods.csv.
 
-Q2n here (float64, float32) and in sewar side by side, every index, and every classical method, at growing sizes. All timings are the best of several repeats that take
-turns, so that a busy moment of the machine hits everybody. Three minutes on two cores; --quick takes one minute and writes nothing.
+Q2n here (float64, float32) and in sewar side by side, every index, and every classical method, at growing sizes. All
+timings are the best of several repeats that take turns, so that a busy moment of the machine affects all of them. Three
+minutes on two cores; --quick takes one minute and writes nothing.
 
---device cuda measures a GPU instead, at larger sizes too, and waits for it before it looks at the clock; sewar runs on the processor only and is left out. The table keeps one set of rows for each device, so a run replaces its own.
+--device cuda measures a GPU instead, at larger sizes too, and waits for it before reading the clock; sewar runs on the
+processor only and is left out. The table has one set of rows for each device, and a run replaces its own.
 
-The process keeps the memory it has freed (see KEEP). By default glibc gives every block above 32 MiB back to the system and asks for it again, page by page: from 1024x1024 pixels
-of eight bands on this doubles the time of most methods. --give-back measures that.
+The process keeps the memory it has freed (see KEEP). By default glibc returns every block above 32 MiB to the system
+and asks for it again, page by page: from 1024x1024 pixels of eight bands on, this doubles the time of most methods.
+--give-back measures that.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ def machine(threads: int, device: str = "cpu") -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE) if info.is_file() else []
     model = names[0] if names else platform.processor() or platform.machine()
-    used = [name for name in ("torch", "numpy", "sewar") if importlib.util.find_spec(name) and (device == "cpu" or name != "sewar")]
+    used = [
+        name
+        for name in ("torch", "numpy", "sewar")
+        if importlib.util.find_spec(name) and (device == "cpu" or name != "sewar")
+    ]
     packages = ", ".join(f"{name} {version(name).split('+')[0]}" for name in used)
     if device != "cpu":
         return f"{device_name(device)}, CUDA {torch.version.cuda}; Python {platform.python_version()}, {packages}"
@@ -108,9 +115,33 @@ def q2n_calls(side: int, device: str) -> dict:
 def index_calls(side: int, device: str) -> dict:
     """Every index, on float32 images."""
     x, peak = scene(side, device), SENSOR.peak
-    calls = {i.__name__: functools.partial(i, x["fused"], x["gt"], **({"peak": peak} if i in (metrics.psnr, metrics.ssim) else {}))
-             for i in (metrics.sam, metrics.ergas, metrics.psnr, metrics.rmse, metrics.cc, metrics.ssim, metrics.scc, metrics.q, metrics.q2n)}
-    full = (metrics.d_lambda, metrics.d_s, metrics.d_lambda_k, metrics.qnr, metrics.hqnr, metrics.d_rho, metrics.r_sam, metrics.r_ergas, metrics.r_q2n)
+    calls = {
+        i.__name__: functools.partial(
+            i, x["fused"], x["gt"], **({"peak": peak} if i in (metrics.psnr, metrics.ssim) else {})
+        )
+        for i in (
+            metrics.sam,
+            metrics.ergas,
+            metrics.psnr,
+            metrics.rmse,
+            metrics.cc,
+            metrics.ssim,
+            metrics.scc,
+            metrics.q,
+            metrics.q2n,
+        )
+    }
+    full = (
+        metrics.d_lambda,
+        metrics.d_s,
+        metrics.d_lambda_k,
+        metrics.qnr,
+        metrics.hqnr,
+        metrics.d_rho,
+        metrics.r_sam,
+        metrics.r_ergas,
+        metrics.r_q2n,
+    )
     return calls | {i.__name__: functools.partial(i, x["fused"], x["ms"], x["pan"], sensor=SENSOR) for i in full}
 
 
@@ -134,7 +165,18 @@ def measure(quick: bool, device: str) -> pd.DataFrame:
         for side in sides[:2] if quick else sides + (larger if device != "cpu" else ()):
             with torch.no_grad():
                 seconds = best(make(side, device), 2 if quick else repeats, device)
-            rows += [{"device": device_name(device), "part": part, "name": name, "bands": 8, "side": side, "seconds": s, "mpx_per_s": side**2 / 1e6 / s} for name, s in seconds.items()]
+            rows += [
+                {
+                    "device": device_name(device),
+                    "part": part,
+                    "name": name,
+                    "bands": 8,
+                    "side": side,
+                    "seconds": s,
+                    "mpx_per_s": side**2 / 1e6 / s,
+                }
+                for name, s in seconds.items()
+            ]
             print(f"{part} {side}x{side}: done", file=sys.stderr, flush=True)
     return pd.DataFrame(rows)
 
@@ -166,7 +208,9 @@ def keep(results: pd.DataFrame, about: str, target: Path):
         notes = [line for line in lines if line.startswith("# ") and not line.startswith(f"# {name}: ")]
         others = pd.read_csv(io.StringIO("\n".join(line for line in lines if not line.startswith("#"))), dtype=str)
         others = others[others["device"] != name]
-    text = results.to_csv(index=False, float_format="%.4g", lineterminator="\n") + others.to_csv(index=False, header=False, lineterminator="\n")
+    text = results.to_csv(index=False, float_format="%.4g", lineterminator="\n") + others.to_csv(
+        index=False, header=False, lineterminator="\n"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join([f"# {name}: {about}", *notes, text]), encoding="utf-8")
     print(f"\nwritten: {target}")
@@ -175,15 +219,31 @@ def keep(results: pd.DataFrame, about: str, target: Path):
 def main() -> int:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of PyTorch (default: two, if there are two cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="of PyTorch (default: two, if there are two cores)",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, two repeats, nothing written")
-    parser.add_argument("--give-back", action="store_true", help="let glibc return freed memory at once, as it does by default; nothing written")
+    parser.add_argument(
+        "--give-back",
+        action="store_true",
+        help="let glibc return freed memory at once, as it does by default; nothing written",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmark.csv", help="table to write (default: docs/benchmark.csv)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "speed" / "methods.csv",
+        help="table to write (default: results/speed/methods.csv)",
+    )
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: PyTorch sees no GPU here")
-    if options.device == "cpu" and not options.give_back and not KEEP.items() <= os.environ.items():  # read when a process starts: start again
+    if (
+        options.device == "cpu" and not options.give_back and not KEEP.items() <= os.environ.items()
+    ):  # read when a process starts: start again
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP)
     torch.set_num_threads(options.threads)
     about = machine(options.threads, options.device)
