@@ -44,9 +44,9 @@ from pansharp_study.study.report_tables import (
 TARGETS = ("WV2", "WV3", "WV4", "IKONOS", "QB", "GF2", "WV2-real")
 SEVEN = ["sam_deg", "ergas", "q2n", "psnr_db", "hqnr", "d_lambda_k", "d_s"]
 METHODS = (  # method, paradigm, error
-    ("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0), ("net zero-shot", "zero-shot", 3.0),
-    ("net one-shot full", "one-shot full", 2.8), ("net one-shot freeze", "one-shot freeze", 2.9),
-    ("net one-shot from scratch", "one-shot from scratch", 3.5),
+    ("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0),
+    ("net zero-shot", "zero-shot", 3.0), ("net one-shot full", "one-shot full", 2.8),
+    ("net one-shot freeze", "one-shot freeze", 2.9), ("net one-shot from scratch", "one-shot from scratch", 3.5),
 )
 COMMITTED = [p for t in TARGETS if (p := root() / "metrics" / "adapt" / f"{t}.csv").is_file()]
 
