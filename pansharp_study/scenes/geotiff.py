@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from scipy import ndimage
 
-from ..optics.masks import fill_invalid, mask_to_ms, mask_to_pan
+from ..optics.masks import check_scale, fill_invalid, mask_to_ms, mask_to_pan
 from ..optics.sensors import Sensor, get_sensor
 from .scene import _check_sizes, _plane, make_scene, replacing, shift_pan
 
@@ -78,15 +78,11 @@ def read_pair(
     valid = _common(valid_ms, valid_pan, sensor.ratio, shift_px)
     if valid is not None and not mask_to_ms(torch.from_numpy(valid)[None, None], sensor.ratio).any():
         raise ValueError(f"MS file {ms_path} and PAN file {pan_path} have no valid MS pixel in common: their valid areas lie apart; export both of one area")
-    above = max(float(ms.max()), float(pan.max()))
     facts = {"source": f"{Path(ms_path).name} + {Path(pan_path).name}", "dtype": dtype, "shift_px": [float(v) for v in shift_px]}
     if valid is not None:
         facts["nodata"] = 0.0 if nodata is None or not np.isfinite(nodata) else float(nodata)
-    if sensor.peak < above <= 2 * sensor.peak:
-        warnings.warn(f"values reach {above:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are", stacklevel=2)
-    if above > 2 * sensor.peak:
-        raise ValueError(f"values reach {above:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): rescale the files, or pass "
-                         f"dataclasses.replace(sensor, bits={int(np.ceil(np.log2(above + 1)))})")
+    name = f"{Path(ms_path).name} and {Path(pan_path).name}"
+    check_scale(max(float(ms.max()), float(pan.max())), sensor, name=name, lower=False, stacklevel=3)
     return make_scene(ms, shift_pan(pan[0], shift_px), sensor=sensor, name=Path(ms_path).stem, simulated=False, valid=valid, crs=crs,
                       transform=_moved(transform, shift_px), **facts)
 

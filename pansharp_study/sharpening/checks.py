@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ..optics.filters import mtf_blur
-from ..optics.registration import explained
-from ..optics.sensors import Sensor
+from ..optics.masks import scale_error
+from ..optics.registration import explained_variance
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 
 # %% ../../nbs/sharpening/76_checks.ipynb #c0ecf2f8
 HAZE_LIMIT, GAINS, GAIN_RANGE, DETAIL_LIMIT = 12.0, (0.03, 0.06, 0.12, 0.2, 0.3, 0.42, 0.55, 0.7, 0.85), (0.06, 0.7), 0.07
@@ -37,7 +38,7 @@ def best_gain(
     sensor: Sensor,
 ) -> float:  # one of GAINS
     "MTF gain at Nyquist with which blurred PAN resembles the bands most."
-    found = [float(explained(ms, pan, replace(sensor, mtf_ms=(gain,) * sensor.n_bands), compare="edges").mean()) for gain in GAINS]
+    found = [float(explained_variance(ms, pan, replace(sensor, mtf_ms=(gain,) * sensor.n_bands), compare="edges").mean()) for gain in GAINS]
     return GAINS[int(np.argmax(found))]
 
 # %% ../../nbs/sharpening/76_checks.ipynb #06156218
@@ -51,12 +52,10 @@ def scale_doubts(
     low, high, doubts = min(float(low_ms), float(low_pan)), max(float(high_ms), float(high_pan)), []
     if low < 0:
         doubts.append(f"values go down to {low:g}: DN are not negative; undo offsets, or mark missing pixels by nodata")
-    if high <= 1:
-        doubts.append(f"values reach only {high:g}: reflectances? The networks know DN of 10 to 12 bits; multiply by 10,000 or the sensor's peak")
+    if error := scale_error(high, sensor):
+        doubts.append(error)
     elif high <= 255:
         doubts.append(f"values reach only {high:g}, 8 bits: pairs of the training have 10 to 12")
-    elif high > 2 * sensor.peak:
-        doubts.append(f"values reach {high:g}, but {sensor.name} has {sensor.bits} bits (0..{sensor.peak})")
     return doubts
 
 
@@ -72,7 +71,7 @@ def content_doubts(
     if haze[worst := int(haze.argmax())] > HAZE_LIMIT:
         doubts.append(f"{sensor.bands[worst]} is hazy or flat: even its darkest pixels have {float(haze[worst]):.0f} times the mean signal above them")
     spread = pan.double().std()
-    share = float((pan.double() - mtf_blur(pan.double(), [0.3], sensor.ratio / 2)).std() / spread) if spread > 0 else 0.0
+    share = float((pan.double() - mtf_blur(pan.double(), [GENERIC_MTF_GAIN], sensor.ratio / 2)).std() / spread) if spread > 0 else 0.0
     if share < DETAIL_LIMIT:
         doubts.append(f"PAN holds hardly any detail finer than the bands ({share:.1%} of its spread): was it enlarged or smoothed?")
     elif min(ms.shape[2:]) >= 24 and not GAIN_RANGE[0] <= (gain := best_gain(ms, pan, sensor)) <= GAIN_RANGE[1]:

@@ -21,7 +21,7 @@ from ..networks.guides import back_projection
 from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import load_pretrained, load_weights, manifest
 from ..optics.registration import estimate_shift, register as register_pair, residual_warning
-from ..optics.sensors import Sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 from ..scenes.geotiff import read_pair, write_geotiff
 from .checks import LOOKED_AT, content_doubts, middle, scale_doubts
 from .pair import Opened, generic_sensor, open_pair, sensor_for
@@ -112,7 +112,7 @@ def report_doubts(ms, pan, eyes: Sensor, model, sensor, pair: Opened):
     "Warn, once for each doubt."
     doubts = doubts_of(ms, pan, eyes, model)
     if sensor is None:
-        doubts.insert(0, "no sensor given: a generic one (MTF gain 0.3 in every band) stands in; pass sensor= if you know it")
+        doubts.insert(0, f"no sensor given: a generic one (MTF gain {GENERIC_MTF_GAIN} in every band) stands in; pass sensor= if you know it")
     if pair.mask is not None:
         doubts.append(f"{float((~pair.mask).float().mean()):.1%} of the pixels hold no measurement: filled from their surroundings for the computation, marked again in the result")
     for sentence in doubts:

@@ -8,7 +8,8 @@ __all__ = ['simulate_scene', 'observe']
 # %% ../../nbs/simulation/59_benchmark_scenes.ipynb #8b91384f
 import torch
 
-from ..optics.matrices import apply, axis_matrix, gaussian_taps
+from ..optics.filters import mtf_taps
+from ..optics.matrices import apply, axis_matrix
 from ..optics.sensors import Sensor, get_sensor
 from .bands import spectral_bands
 from .transforms import haze_by_band, noise, quantise
@@ -47,7 +48,7 @@ def observe(
     "Blur by the sensor's MTF, sample, add noise, quantise."
 
     def blurred(image, gains, ratio=1):
-        taps = gaussian_taps(torch.tensor([gains], dtype=torch.float32), ratio)
+        taps = mtf_taps(torch.tensor([gains], dtype=torch.float32), ratio, half=5 * ratio)
         return apply(image, axis_matrix(taps, image.shape[2], ratio), axis_matrix(taps, image.shape[3], ratio))
 
     def read(image):

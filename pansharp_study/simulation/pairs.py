@@ -10,8 +10,9 @@ __all__ = ['OPERATIONS', 'OFF', 'NEEDS', 'light_from_pictures', 'light_from_labe
 import pandas as pd
 import torch
 
+from ..optics.filters import mtf_taps
 from pansharp_study.optics.matrices import (
-    DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, gaussian_taps, halo_taps, sampling_taps, shift_taps,
+    DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, halo_taps, sampling_taps, shift_taps,
 )
 from ..scenes.samples import list_pictures
 from pansharp_study.simulation.bands import (
@@ -101,8 +102,8 @@ def instrument(
     def gains(key, channels, spread):
         return (draw(params[key], n, generator, shape=(1,)) * draw(spread, n, generator, shape=(channels,))).clamp(0.02, 0.98)
 
-    def blur(key, gain, *ratio, **options):
-        taps = gaussian_taps(gain, *ratio, **options)
+    def blur(key, gain, ratio=1, half=5):
+        taps = mtf_taps(gain, ratio, half=half)
         sharp = torch.arange(taps.shape[-1], device=taps.device) == taps.shape[-1] // 2
         return sharp.float().expand_as(taps) if list(params[key]) == [1, 1] else taps
 
