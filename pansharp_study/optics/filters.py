@@ -15,7 +15,7 @@ import torch
 from scipy.fft import next_fast_len
 from scipy.optimize.elementwise import find_root
 
-# %% ../../nbs/optics/03_filters.ipynb #e600c5f5
+# %% ../../nbs/optics/03_filters.ipynb #ffe62e77
 BORDERS = ("reflect", "symmetric", "replicate", "circular")
 
 
@@ -45,7 +45,7 @@ def pad_axis(
     out = torch.cat([left, x, right], dim)
     return out if (first, last) == (before, after) else pad_axis(out, before - first, after - last, dim, border)
 
-# %% ../../nbs/optics/03_filters.ipynb #859eabea
+# %% ../../nbs/optics/03_filters.ipynb #9879d53d
 def filter_axis(
     x: torch.Tensor,  # (B,C,H,W), already padded
     taps: torch.Tensor,  # (K,), (C,K) or (B,C,K)
@@ -141,7 +141,7 @@ def cubic_kernel(
     far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
     return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
-# %% ../../nbs/optics/03_filters.ipynb #e7de6f72
+# %% ../../nbs/optics/03_filters.ipynb #19428a63
 MTF_KERNELS = ("gaussian", "toolbox")
 
 
@@ -181,7 +181,7 @@ def mtf_kernel(
     kernel = kernel / kernel.sum((1, 2), keepdims=True) if normalise else kernel
     return torch.from_numpy(kernel)
 
-# %% ../../nbs/optics/03_filters.ipynb #15d23959
+# %% ../../nbs/optics/03_filters.ipynb #b0e5fb96
 def _images(x, name: str) -> torch.Tensor:
     "Check a float tensor (B,C,H,W)."
     if not torch.is_tensor(x) or x.ndim != 4 or not x.is_floating_point():
@@ -224,7 +224,7 @@ def mtf_blur(
 
 
 def _convolve(x: torch.Tensor, kernel: torch.Tensor, border: str) -> torch.Tensor:
-    "Convolve each band with its kernel (C,K,K) by a Fourier transform; an even kernel, so this is also the correlation."
+    "Convolve each band with its kernel (C,K,K) by a Fourier transform; for even kernels this is the correlation."
     half = kernel.shape[-1] // 2
     height, width = x.shape[2:]
     x = pad_axis(pad_axis(x, half, half, 2, border), half, half, 3, border)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .sensors import Sensor, get_sensor
 
-# %% ../../nbs/optics/02_masks.ipynb #25fd9f99
+# %% ../../nbs/optics/02_masks.ipynb #3f080081
 def bits_needed(
     x,  # tensor or array, DN
 ) -> int:
@@ -31,15 +31,15 @@ def scale_error(
 ) -> str:  # empty if the values can be DN of this sensor
     "The reason why values cannot be digital numbers of a sensor, and what to do about it."
     if largest <= 2:
-        return (f"values reach only {largest:g}, so the scale is [0,1] or the image is empty, but DN are needed: multiply "
-                f"by {sensor.peak}, the peak of {sensor.name} (scale={sensor.peak} where files are read), or by the "
-                "number that the values were divided by")
+        return (f"values reach only {largest:g}, so the scale is [0,1] or the image is empty, but DN are needed: "
+                f"multiply by {sensor.peak}, the peak of {sensor.name} (scale={sensor.peak} where files are read), or by "
+                "the number that the values were divided by")
     if largest > 2 * sensor.peak:
         return (f"values reach {largest:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): rescale to DN "
                 f"(scale= where files are read), or pass dataclasses.replace(sensor, bits={bits_needed(largest)})")
     return ""
 
-# %% ../../nbs/optics/02_masks.ipynb #ef6e63c1
+# %% ../../nbs/optics/02_masks.ipynb #0cec1278
 def check_scale(
     x,  # tensor or array, any shape, DN; values that are not finite are ignored
     sensor: str | Sensor,  # its bit depth gives the expected range
@@ -56,11 +56,11 @@ def check_scale(
     if error and (lower if largest <= sensor.peak else upper):
         raise ValueError(f"{name}: {error}")
     if upper and largest > sensor.peak:
-        message = f"{name}: values reach {largest:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are"
-        warnings.warn(message, stacklevel=stacklevel)
+        warnings.warn(f"{name}: values reach {largest:g}, above the nominal {sensor.peak} of {sensor.name}: "
+                      "kept as they are", stacklevel=stacklevel)
     return largest
 
-# %% ../../nbs/optics/02_masks.ipynb #d1c321a1
+# %% ../../nbs/optics/02_masks.ipynb #9b6afd78
 def _plane(x, name: str = "x") -> torch.Tensor:
     "Check a real tensor (B,C,H,W)."
     if not torch.is_tensor(x) or x.ndim != 4 or x.dtype == torch.bool or x.is_complex():
@@ -94,8 +94,8 @@ def check_mask(
     want = (x.shape[0], 1, *x.shape[2:])
     if not torch.is_tensor(mask) or mask.dtype != torch.bool or tuple(mask.shape) != want:
         what = f"{mask.dtype} {tuple(mask.shape)}" if torch.is_tensor(mask) else type(mask).__name__
-        raise ValueError(f"mask must be a bool tensor {want}, true where valid, for an image {tuple(x.shape)}; got {what}: "
-                         "see optics.masks.valid_mask")
+        raise ValueError(f"mask must be a bool tensor {want}, true where valid, for an image {tuple(x.shape)}; "
+                         f"got {what}: see optics.masks.valid_mask")
     return mask.to(x.device)
 
 
@@ -112,7 +112,7 @@ def check_images(
         kinds = ", ".join(f"{name} is {x.dtype} on {x.device}" for name, x in images.items())
         raise ValueError(f"{kinds}: convert them to one type and device with .to()")
 
-# %% ../../nbs/optics/02_masks.ipynb #4ede93ad
+# %% ../../nbs/optics/02_masks.ipynb #3e249656
 def mask_to_ms(
     mask: torch.Tensor,  # (B,1,H,W) bool on the PAN grid
     ratio: int = 4,
@@ -149,13 +149,13 @@ def shrink_mask(
     mask: torch.Tensor,  # (B,1,H,W) bool
     pixels: int,  # width of the margin
 ) -> torch.Tensor:  # (B,1,H,W) bool
-    "Valid pixels further than `pixels` rows or columns from every invalid one; the image border does not count as invalid."
+    "Valid pixels further than `pixels` rows or columns from every invalid one; the image border counts as valid."
     near = (~mask).float()
     for window in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
         near = F.max_pool2d(near, window, 1, (window[0] // 2, window[1] // 2))
     return near == 0
 
-# %% ../../nbs/optics/02_masks.ipynb #abcd2cc6
+# %% ../../nbs/optics/02_masks.ipynb #d0deb226
 def _surroundings(mean: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     "Mean of the valid pixels around each pixel: its own value at full weight, else that of larger blocks."
     if bool((weight >= 1).all()) or max(mean.shape[2:]) == 1:

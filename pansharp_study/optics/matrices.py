@@ -12,7 +12,7 @@ import torch
 
 from .filters import cubic_kernel, gaussian_taps
 
-# %% ../../nbs/optics/05_matrices.ipynb #cbeac7c7
+# %% ../../nbs/optics/05_matrices.ipynb #d9fd7f6e
 def box_taps(
     width: torch.Tensor,  # (...,) pixels; up to 1 the image stays as it is
     *,
@@ -43,7 +43,7 @@ def sampling_taps(
     }[kind]
     return (taps / taps.sum()).float()
 
-# %% ../../nbs/optics/05_matrices.ipynb #ad0dc681
+# %% ../../nbs/optics/05_matrices.ipynb #7225d979
 def halo_taps(
     share: torch.Tensor,  # (...,) share m of the light in the halo; negative: sharpened; 0: unchanged
     *,
@@ -79,7 +79,7 @@ def chain(
         out = (windows * other.flip(-1)[..., None, :]).sum(-1)
     return out
 
-# %% ../../nbs/optics/05_matrices.ipynb #d87da2bb
+# %% ../../nbs/optics/05_matrices.ipynb #a2b6761d
 def axis_matrix(
     taps: torch.Tensor,  # (..., odd)
     size: int,  # fine pixels of the axis

@@ -22,6 +22,7 @@ from ..optics.masks import fill_invalid, mask_to_ms
 from ..optics.registration import shift_image
 from ..optics.sensors import Sensor, get_sensor
 from ..optics.wald import upsample, wald_pair
+from .indices import INDICES, columns, index_options
 
 # %% ../../nbs/scoring/69_score.ipynb #2c018909
 def pair_tensors(
@@ -95,20 +96,30 @@ def classical_methods(
     return {(n, "", "classical"): partial(METHODS[n], border="reflect") for n in names}
 
 # %% ../../nbs/scoring/69_score.ipynb #f7e59b9f
+def _scores(resolution: str, images: tuple, sensor: Sensor, **given) -> dict:
+    "Every registered index of a resolution but HQNR, which is the product of two others."
+    scores = {}
+    for column in columns(resolution):
+        function = INDICES[column].function
+        function = function if callable(function) else getattr(metrics, function)
+        if column != "hqnr":
+            scores[column] = float(function(*images, **index_options(function, sensor, **given)))
+    return scores
+
+
 def score_reduced(
     fused: torch.Tensor,  # (1,C,H,W) DN
     gt: torch.Tensor,  # (1,C,H,W) DN
     sensor: str | Sensor,
     *,
     mask: torch.Tensor | None = None,  # (1,1,H,W) bool, true where valid
-) -> dict:  # sam_deg, ergas, q2n, psnr_db
+) -> dict:  # the columns of indices.columns("reduced")
     "Compare with the reference, margins cut."
     sensor, cut = get_sensor(sensor), (..., slice(20, -21), slice(20, -21))
     f, g, mask = fused[cut].double(), gt[cut].double(), None if mask is None else mask[cut]
     if min(g.shape[2:]) < 32:
         raise ValueError(f"A reference of {tuple(gt.shape[2:])} is too small to score: want 73 pixels a side or more")
-    return {"sam_deg": float(metrics.sam(f, g, mask=mask)), "ergas": float(metrics.ergas(f, g, ratio=sensor.ratio, mask=mask)),
-            "q2n": float(metrics.q2n(f, g, mask=mask)), "psnr_db": float(metrics.psnr(f, g, peak=sensor.peak, mask=mask))}
+    return _scores("reduced", (f, g), sensor, mask=mask)
 
 
 def score_full(
@@ -119,11 +130,11 @@ def score_full(
     *,
     mask: torch.Tensor | None = None,  # (1,1,H,W) bool, true where all are valid
     phase: int | None = None,  # of the MS grid, default ratio // 2
-) -> dict:  # hqnr, d_lambda_k, d_s
+) -> dict:  # the columns of indices.columns("full")
     "Consistency with the pair itself."
-    f, m, p, options = fused.double(), ms.double(), pan.double(), {"sensor": sensor, "border": "reflect", "mask": mask, "phase": phase}
-    d_lambda_k, d_s = (float(index(f, m, p, **options)) for index in (metrics.d_lambda_k, metrics.d_s))
-    return {"hqnr": (1 - d_lambda_k) * (1 - d_s), "d_lambda_k": d_lambda_k, "d_s": d_s}
+    images = fused.double(), ms.double(), pan.double()
+    scores = _scores("full", images, get_sensor(sensor), border="reflect", mask=mask, phase=phase)
+    return {"hqnr": (1 - scores["d_lambda_k"]) * (1 - scores["d_s"])} | scores
 
 # %% ../../nbs/scoring/69_score.ipynb #a4f98f5b
 def middle(

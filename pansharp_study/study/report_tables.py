@@ -17,8 +17,8 @@ from pansharp_study.scoring.stats import (
     attainable_level, concordance, mean_table, paired_table, picture_of, picture_scores, rank_table, rank_tau,
     rank_within, smallest_p,
 )
-from ..scoring.tables import BETTER
-from .figures import DIGITS, INDICES, LABELS, short_label, show_matrix
+from ..scoring.indices import BETTER, INDICES, LABELS, columns
+from .figures import short_label, show_matrix
 
 # %% ../../nbs/study/85_report_tables.ipynb #833dd1ca
 ARROW = {"lower": "↓", "higher": "↑"}
@@ -79,7 +79,7 @@ def scored_indices(
     resolution: str,  # "reduced" or "full"
 ) -> list:
     "The indices of a resolution that the rows hold."
-    return [k for k in INDICES[resolution] if k in rows and rows[k].notna().any()]
+    return [k for k in columns(resolution) if k in rows and rows[k].notna().any()]
 
 # %% ../../nbs/study/85_report_tables.ipynb #4803ba1a
 def score_table(
@@ -95,8 +95,8 @@ def score_table(
     marks = pd.DataFrame("", index=shown.index, columns=["method", *indices])
     for k, part in table.groupby("index", sort=False):
         part = part.set_index("method")
-        shown[k] = [bracket(*v, DIGITS.get(k, 3)) for v in part[["mean", "low", "high"]].itertuples(index=False)]
-        rank = part["mean"].round(DIGITS.get(k, 3)).rank(ascending=BETTER[k] == "lower", method="min")
+        shown[k] = [bracket(*v, INDICES[k].digits) for v in part[["mean", "low", "high"]].itertuples(index=False)]
+        rank = part["mean"].round(INDICES[k].digits).rank(ascending=BETTER[k] == "lower", method="min")
         marks.loc[rank.index[rank == 1], k] = "font-weight: bold"
         marks.loc[rank.index[rank == 2], k] = "text-decoration: underline"
     head = {k: f"{LABELS[k]} {ARROW[BETTER[k]]}" for k in indices}
@@ -153,7 +153,7 @@ def comparison_table(
         add(f"{LABELS[main]}<br>gain, %", 100 * table[["gain", "gain_low", "gain_high"]], 1, 1)
     for k in [main, *(k for k in scored_indices(rows, resolution) if k not in (main, "psnr_db"))]:
         part = table if k == main else paired_table(rows, against, k).set_index("method").loc[table.index]
-        add(f"{LABELS[k]}<br>difference {ARROW[BETTER[k]]}", part[["difference", "low", "high"]], DIGITS.get(k, 3), 1 if BETTER[k] == "higher" else -1)
+        add(f"{LABELS[k]}<br>difference {ARROW[BETTER[k]]}", part[["difference", "low", "high"]], INDICES[k].digits, 1 if BETTER[k] == "higher" else -1)
     n = int(table["n"].max())
     shown[f"{LABELS[main]}<br>better on"] = [f"{w} of {m}, {tell_p(p)}" for w, m, p in table[["won", "n", "p"]].itertuples(index=False)]
     marks[shown.columns[-1]] = ""
@@ -169,7 +169,7 @@ def rank_style(
     title: str = "",
 ):
     "Ranks of the methods by every index, as a styled table."
-    groups = {r: scored_indices(rows, r) for r in INDICES}
+    groups = {r: scored_indices(rows, r) for r in ("reduced", "full")}
     ranks = rank_table(rows, [k for v in groups.values() for k in v])
     labels, n = method_labels(rows), rows["scene"].map(picture_of).nunique()
     for name, r in (("mean rank, reference", "reduced"), ("mean rank, no reference", "full")):
@@ -192,7 +192,7 @@ def rank_words(
     rows: pd.DataFrame,  # tidy scores of one benchmark, or of several
 ) -> str:  # Markdown
     "How far the indices, and the pictures, agree on the order of the methods."
-    groups = {r: scored_indices(rows, r) for r in INDICES}
+    groups = {r: scored_indices(rows, r) for r in ("reduced", "full")}
     ranks = rank_table(rows, [k for v in groups.values() for k in v])
     labels, winners = method_labels(rows), {}
     for k in ranks:
@@ -214,6 +214,6 @@ def show_tau(
     title: str = "",
 ):
     "Kendall's tau between the orders in which the indices put the methods."
-    tau = rank_tau(rank_table(rows, [k for r in INDICES for k in scored_indices(rows, r)]))
+    tau = rank_tau(rank_table(rows, [k for r in ("reduced", "full") for k in scored_indices(rows, r)]))
     names = {k: LABELS[k].split(",")[0] for k in tau}
     return show_matrix(tau.rename(index=names, columns=names), centre=0, title=title, label="Kendall's tau, 1 = same order")
