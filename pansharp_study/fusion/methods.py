@@ -68,7 +68,7 @@ def _prepare(ms, pan, sensor: str | Sensor, border: str, mask: torch.Tensor | No
     if mask is not None:
         mask = check_mask(mask, pan)
         pan = fill_invalid(pan, mask)
-        if tuple(pan.shape[2:]) == (ms.shape[2] * sensor.ratio, ms.shape[3] * sensor.ratio):  # if not, check_pair says so
+        if tuple(pan.shape[2:]) == tuple(n * sensor.ratio for n in ms.shape[2:]):  # if not, check_pair says so
             coarse = mask_to_ms(mask, sensor.ratio)
             ms = fill_invalid(ms, coarse)
     check_pair(ms, pan, sensor.ratio, bands=len(sensor.mtf_ms))
@@ -93,15 +93,21 @@ def _cov(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor | None = None) ->
     return _mean((a - _mean(a, valid)) * (b - _mean(b, valid)), valid)
 
 
-def _slope(a: torch.Tensor, b: torch.Tensor, on: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:  # (B,C,1,1), 0 where `on` is flat
-    "cov(a, on) / cov(b, on)."
+def _slope(a: torch.Tensor, b: torch.Tensor, on: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    "cov(a, on) / cov(b, on), (B,C,1,1); 0 where `on` is flat."
     below = _cov(b, on, valid)
     flat = below.abs() <= 1e-12 * _mean(on * on, valid).clamp_min(1e-300)
     return torch.where(flat, 0.0, _cov(a, on, valid) / torch.where(flat, 1.0, below))
 
 
-def _weights(bands: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None = None, *, intercept: bool = True) -> torch.Tensor:  # (B,C,1,1)
-    "Least-squares weights of the bands for a grey target, with or without intercept."
+def _weights(
+    bands: torch.Tensor,  # (B,C,H,W)
+    target: torch.Tensor,  # (B,1,H,W)
+    valid: torch.Tensor | None = None,  # (B,1,H,W) bool
+    *,
+    intercept: bool = True,
+) -> torch.Tensor:  # (B,C,1,1)
+    "Least-squares weights of the bands for a grey target."
     x, y = bands.double(), target.double()
     if intercept:
         x, y = x - _mean(x, valid), y - _mean(y, valid)
@@ -109,7 +115,11 @@ def _weights(bands: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | No
     return (torch.linalg.pinv(x @ x.mT, rtol=1e-12, hermitian=True) @ (x @ y.mT))[..., None].to(bands.dtype)
 
 # %% ../../nbs/fusion/30_methods.ipynb #8a641cf6
-@_method("EXP", "interpolation", r"\hat m_b=\tilde m_b", "Aiazzi et al. 2002, doi:10.1109/TGRS.2002.803623")
+@_method(
+    "EXP", "interpolation",
+    r"\hat m_b=\tilde m_b",
+    "Aiazzi et al. 2002, doi:10.1109/TGRS.2002.803623",
+)
 def exp(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN

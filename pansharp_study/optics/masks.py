@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .sensors import Sensor, get_sensor
 
-# %% ../../nbs/optics/02_masks.ipynb #3f080081
+# %% ../../nbs/optics/02_masks.ipynb #43c30f5b
 def bits_needed(
     x,  # tensor or array, DN
 ) -> int:
@@ -32,8 +32,8 @@ def scale_error(
     "The reason why values cannot be digital numbers of a sensor, and what to do about it."
     if largest <= 2:
         return (f"values reach only {largest:g}, so the scale is [0,1] or the image is empty, but DN are needed: "
-                f"multiply by {sensor.peak}, the peak of {sensor.name} (scale={sensor.peak} where files are read), or by "
-                "the number that the values were divided by")
+                f"multiply by {sensor.peak}, the peak of {sensor.name} (scale={sensor.peak} where files are read), "
+                "or by the number that the values were divided by")
     if largest > 2 * sensor.peak:
         return (f"values reach {largest:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): rescale to DN "
                 f"(scale= where files are read), or pass dataclasses.replace(sensor, bits={bits_needed(largest)})")

@@ -30,7 +30,8 @@ def _same(fused: torch.Tensor, gt: torch.Tensor, names=("fused", "gt"), side: in
     if not isinstance(side, (int, np.integer)) or side < 1:
         raise ValueError(f"block must be a positive whole number of pixels, got {side!r}")
     if min(fused.shape[2:]) < side:
-        raise ValueError(f"images of {tuple(fused.shape[2:])} pixels are too small: this index needs {side} on each side")
+        raise ValueError(f"images of {tuple(fused.shape[2:])} pixels are too small: "
+                         f"this index needs {side} on each side")
 
 # %% ../../nbs/scoring/20_reference.ipynb #983c468a
 def _some(kept: torch.Tensor, what: str) -> torch.Tensor:

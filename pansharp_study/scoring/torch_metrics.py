@@ -25,7 +25,7 @@ class IndexMean(Metric):
 
     def __init__(
         self,
-        **options,  # keywords of the index that are constant (peak, sensor, block, ...), and settings of torchmetrics.Metric
+        **options,  # constant keywords of the index (peak, sensor, block, ...), and settings of torchmetrics.Metric
     ):
         images = ("fused", "gt", "ms", "pan", "lms", "mask", "return_map")
         known = {n: p for n, p in inspect.signature(self.index).parameters.items() if n not in images}
@@ -128,7 +128,8 @@ def all_indices(
 ) -> MetricCollection:  # update and read by name
     "Every index for images of a sensor, under the names of the functions."
     sensor = get_sensor(sensor)
-    classes = [SAM, ERGAS, Q, Q2n, SCC, PSNR, SSIM, RMSE, CC, DLambda, DS, QNR, DLambdaK, HQNR, DRho, RSAM, RERGAS, RQ2n]
+    classes = [SAM, ERGAS, Q, Q2n, SCC, PSNR, SSIM, RMSE, CC]
+    classes += [DLambda, DS, QNR, DLambdaK, HQNR, DRho, RSAM, RERGAS, RQ2n]
     for column, index in INDICES.items():
         if callable(index.function):
             base = ReducedIndex if index.resolution == "reduced" else FullIndex
