@@ -80,7 +80,7 @@ def hpf(
     matched = _matched(pair.pan, pair.lms, pair.fine)
     return pair.done(pair.lms + matched - _box(matched, pair.sensor.ratio // 2 * 2 + 1))
 
-
+# %% ../../nbs/fusion/32_multiresolution.ipynb #327278f6
 @_method(
     "SFIM", "multi-resolution",
     r"\tilde m_b\,P'_b/(\mathrm{box}*P'_b)",
@@ -197,7 +197,7 @@ def mtf_glp(
     matched, low = _glp_parts(pair)
     return pair.done(pair.lms + matched - low)
 
-
+# %% ../../nbs/fusion/32_multiresolution.ipynb #64020d25
 @_method(
     "MTF-GLP-HPM", "multi-resolution",
     r"\tilde m_b\,P'_b/P'_{L,b}",

@@ -232,7 +232,7 @@ def _down_up(x: torch.Tensor, ratio: int, border: str) -> torch.Tensor:
     "Low-pass by antialiased bicubic reduction and interpolation with the same phase."
     return upsample(reduce_pan(x, ratio), ratio, phase=(ratio - 1) / 2, border=border)
 
-
+# %% ../../nbs/fusion/31_substitution.ipynb #0806ce1d
 @_method(
     "PRACS", "component substitution",
     r"\tilde m_b+w_bL_b(I^h_b-I'_b),\ I^h_b=\rho_bP+(1-\rho_b)\tilde m'_b",

@@ -181,7 +181,7 @@ def mtf_kernel(
     kernel = kernel / kernel.sum((1, 2), keepdims=True) if normalise else kernel
     return torch.from_numpy(kernel)
 
-# %% ../../nbs/optics/03_filters.ipynb #b0e5fb96
+# %% ../../nbs/optics/03_filters.ipynb #5fa10aaa
 def _images(x, name: str) -> torch.Tensor:
     "Check a float tensor (B,C,H,W)."
     if not torch.is_tensor(x) or x.ndim != 4 or not x.is_floating_point():
@@ -199,7 +199,7 @@ def _gain_per_band(gains, x: torch.Tensor) -> torch.Tensor:
                          "give one, one per band, or one per image and band")
     return gains.expand(*gains.shape[:-1], x.shape[1])
 
-
+# %% ../../nbs/optics/03_filters.ipynb #d20e2736
 def mtf_blur(
     x: torch.Tensor,  # (B,C,H,W) fine grid
     gains,  # (C,), or (B,C) with kind "gaussian", each in (0,1)

@@ -112,7 +112,7 @@ def check_images(
         kinds = ", ".join(f"{name} is {x.dtype} on {x.device}" for name, x in images.items())
         raise ValueError(f"{kinds}: convert them to one type and device with .to()")
 
-# %% ../../nbs/optics/02_masks.ipynb #3e249656
+# %% ../../nbs/optics/02_masks.ipynb #34d18c7e
 def mask_to_ms(
     mask: torch.Tensor,  # (B,1,H,W) bool on the PAN grid
     ratio: int = 4,
@@ -134,7 +134,7 @@ def mask_to_pan(
         raise ValueError(f"mask must be bool (B,1,h,w); got {mask.dtype} {tuple(mask.shape)}")
     return mask.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
 
-
+# %% ../../nbs/optics/02_masks.ipynb #5fd79a86
 def pair_mask(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN

@@ -111,7 +111,8 @@ def d_lambda(
     kept = _valid_blocks(mask, block)
     between = []
     for x in (given.fused, given.lms):
-        mean, _, var, *_, cov = _block_moments(x, x, block)
+        moments = _block_moments(x, x, block)
+        mean, var, cov = moments[0], moments[2], moments[4]
         pairs = _uqi(mean[..., None], mean[..., None, :], var[..., None] + var[..., None, :], cov)
         between.append(_mean(pairs, 1, None if kept is None else kept[..., None, None]))
     i, j = torch.triu_indices(fused.shape[1], fused.shape[1], 1)
@@ -158,8 +159,8 @@ def d_s(
     kept = _valid_blocks(mask, block)
     to_pan = []
     for bands, grey in ((given.fused, given.pan), (given.lms, low)):
-        *means, var, var_pan, cov = _block_moments(bands, grey, block)
-        values = _uqi(*means, var + var_pan, cov[..., 0])
+        moments = _block_moments(bands, grey, block)
+        values = _uqi(moments[0], moments[1], moments[2] + moments[3], moments[4][..., 0])
         to_pan.append(_mean(values, 1, None if kept is None else kept[..., None]))
     return (to_pan[0] - to_pan[1]).abs().mean(1)
 
