@@ -12,7 +12,7 @@ import torch
 
 from pansharp_study import metrics
 from pansharp_study.classical import METHODS
-from pansharp_study.optics.filters import BORDERS, KINDS, mtf_blur
+from pansharp_study.optics.filters import BORDERS, MTF_KERNELS, mtf_blur
 from pansharp_study.optics.masks import check_scale, fill_invalid, mask_to_ms, shrink_mask, valid_mask
 from pansharp_study.optics.registration import (
     estimate_band_shifts,
@@ -147,7 +147,7 @@ def test_method(given, name, masked):
 @pytest.mark.parametrize("border", BORDERS)
 def test_protocol(given, border):
     sensor, tolerance, x = given["sensor"], 1e-9 if given["ms"].dtype == torch.float64 else 2e-6, given
-    for kind in KINDS:
+    for kind in MTF_KERNELS:
         for name, options in (("mtf_blur", {}), ("degrade", {"phase": 1})):
             there, here = both({"mtf_blur": mtf_blur, "degrade": degrade}[name], x["gt"], sensor.mtf_ms, kind=kind, border=border, **options)
             if kind == "toolbox":  # an FFT: its rounding follows the largest value, not each; 3.4e-4 DN was seen in float32 on an H200

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from .methods import _Pair, _mean, _method, _prepare, _slope
 from .substitution import _bounded, _down_up, _matched
 from ..optics.filters import filter_axis, mtf_blur, pad_axis
-from ..optics.sensors import Sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 from ..optics.wald import degrade, upsample
 
 # %% ../../nbs/fusion/32_multiresolution.ipynb #a6863d37
@@ -34,8 +34,11 @@ def _full_scale(pair: _Pair) -> torch.Tensor:  # (B,C,H,W)
     return pair.lms + _slope(pair.lms, low, pair.pan, pair.fine) * (pair.pan - low)
 
 
-@_method("MTF-GLP-FS", "multi-resolution", r"\tilde m_b+\frac{\mathrm{cov}(\tilde m_b,P)}{\mathrm{cov}(P_{L,b},P)}(P-P_{L,b})",
-         "Vivone, Restaino & Chanussot 2018, doi:10.1109/TIP.2018.2819501")
+@_method(
+    "MTF-GLP-FS", "multi-resolution",
+    r"\tilde m_b+\frac{\mathrm{cov}(\tilde m_b,P)}{\mathrm{cov}(P_{L,b},P)}(P-P_{L,b})",
+    "Vivone, Restaino & Chanussot 2018, doi:10.1109/TIP.2018.2819501",
+)
 def mtf_glp_fs(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -58,7 +61,11 @@ def _box(x: torch.Tensor, size: int) -> torch.Tensor:
     return x
 
 
-@_method("HPF", "multi-resolution", r"\tilde m_b+(P'_b-\mathrm{box}*P'_b)", "Chavez, Sides & Anderson 1991, PE&RS 57(3), 295-303")
+@_method(
+    "HPF", "multi-resolution",
+    r"\tilde m_b+(P'_b-\mathrm{box}*P'_b)",
+    "Chavez, Sides & Anderson 1991, PE&RS 57(3), 295-303",
+)
 def hpf(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -73,8 +80,12 @@ def hpf(
     matched = _matched(pair.pan, pair.lms, pair.fine)
     return pair.done(pair.lms + matched - _box(matched, pair.sensor.ratio // 2 * 2 + 1))
 
-
-@_method("SFIM", "multi-resolution", r"\tilde m_b\,P'_b/(\mathrm{box}*P'_b)", "Liu 2000, doi:10.1080/014311600750037499")
+# %% ../../nbs/fusion/32_multiresolution.ipynb #327278f6
+@_method(
+    "SFIM", "multi-resolution",
+    r"\tilde m_b\,P'_b/(\mathrm{box}*P'_b)",
+    "Liu 2000, doi:10.1080/014311600750037499",
+)
 def sfim(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -100,7 +111,11 @@ def _a_trous(x: torch.Tensor, ratio: int) -> torch.Tensor:
     return x
 
 
-@_method("AWLP", "multi-resolution", r"\tilde m_b+\frac{\tilde m_b}{\frac1C\sum_k\tilde m_k}(P'_b-h_L*P'_b)", "Otazu et al. 2005, doi:10.1109/TGRS.2005.856106")
+@_method(
+    "AWLP", "multi-resolution",
+    r"\tilde m_b+\frac{\tilde m_b}{\frac1C\sum_k\tilde m_k}(P'_b-h_L*P'_b)",
+    "Otazu et al. 2005, doi:10.1109/TGRS.2005.856106",
+)
 def awlp(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -125,7 +140,11 @@ def _half_gradient(x: torch.Tensor) -> torch.Tensor:
     return (around.amax(0) + around.amin(0)) / 2
 
 
-@_method("MF", "multi-resolution", r"\tilde m_b\,P'_b/P'_{L,b},\ P_L\ \text{from}\ \frac12(\delta+\varepsilon)", "Restaino et al. 2016, doi:10.1109/TIP.2016.2556944")
+@_method(
+    "MF", "multi-resolution",
+    r"\tilde m_b\,P'_b/P'_{L,b},\ P_L\ \text{from}\ \frac12(\delta+\varepsilon)",
+    "Restaino et al. 2016, doi:10.1109/TIP.2016.2556944",
+)
 def mf(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -139,7 +158,8 @@ def mf(
     pair = _prepare(ms, pan, sensor, border, mask, phase)
     ratio = pair.sensor.ratio
     if ratio & (ratio - 1):
-        raise ValueError(f"MF's pyramid halves the size at each level: ratio {ratio} is no power of two, use another method")
+        raise ValueError(f"MF's pyramid halves the size at each level, but ratio {ratio} is not a power of two: "
+                         "use another method")
     low = matched = _matched(pair.pan, pair.lms, pair.fine)
     sizes = []
     for level in range(ratio.bit_length() - 1):
@@ -153,12 +173,16 @@ def mf(
 # %% ../../nbs/fusion/32_multiresolution.ipynb #c5430504
 def _glp_parts(pair: _Pair) -> tuple[torch.Tensor, torch.Tensor]:  # (B,C,H,W) each
     "PAN matched to each band, and its low-pass in the band's MTF."
-    spread_of = mtf_blur(pair.pan, [0.3], pair.sensor.ratio, border="replicate")
+    spread_of = mtf_blur(pair.pan, [GENERIC_MTF_GAIN], pair.sensor.ratio, border="replicate")
     matched = _matched(pair.pan, pair.lms, pair.fine, spread_of=spread_of)
     return matched, _pan_low(pair, matched)
 
 
-@_method("MTF-GLP", "multi-resolution", r"\tilde m_b+P'_b-P'_{L,b}", "Aiazzi et al. 2006, doi:10.14358/PERS.72.5.591")
+@_method(
+    "MTF-GLP", "multi-resolution",
+    r"\tilde m_b+P'_b-P'_{L,b}",
+    "Aiazzi et al. 2006, doi:10.14358/PERS.72.5.591",
+)
 def mtf_glp(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -173,8 +197,12 @@ def mtf_glp(
     matched, low = _glp_parts(pair)
     return pair.done(pair.lms + matched - low)
 
-
-@_method("MTF-GLP-HPM", "multi-resolution", r"\tilde m_b\,P'_b/P'_{L,b}", "Vivone et al. 2014, doi:10.1109/LGRS.2013.2281996")
+# %% ../../nbs/fusion/32_multiresolution.ipynb #64020d25
+@_method(
+    "MTF-GLP-HPM", "multi-resolution",
+    r"\tilde m_b\,P'_b/P'_{L,b}",
+    "Vivone et al. 2014, doi:10.1109/LGRS.2013.2281996",
+)
 def mtf_glp_hpm(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -190,8 +218,11 @@ def mtf_glp_hpm(
     return pair.done(pair.lms * _bounded(matched, low))
 
 # %% ../../nbs/fusion/32_multiresolution.ipynb #225ecf97
-@_method("MTF-GLP-HPM-R", "multi-resolution", r"\tilde m_b\frac{\bar m_b+g_b(P-\bar P)}{\bar m_b+g_b(P_{L,b}-\bar P)}",
-         "Vivone, Restaino & Chanussot 2018, IEEE TGRS 56(2), 984-996")
+@_method(
+    "MTF-GLP-HPM-R", "multi-resolution",
+    r"\tilde m_b\frac{\bar m_b+g_b(P-\bar P)}{\bar m_b+g_b(P_{L,b}-\bar P)}",
+    "Vivone, Restaino & Chanussot 2018, IEEE TGRS 56(2), 984-996",
+)
 def mtf_glp_hpm_r(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN

@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from .methods import _Pair, _cov, _mean, _method, _prepare, _slope, _weights, _within
 from ..optics.filters import mtf_blur
-from ..optics.sensors import Sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 from ..optics.wald import degrade, reduce_pan, upsample
 
 # %% ../../nbs/fusion/31_substitution.ipynb #f7391069
@@ -24,8 +24,11 @@ def _coarse_pan(pair: _Pair) -> torch.Tensor:  # (B,1,h,w)
     return degrade(pair.pan, [float(sum(gains) / len(gains))], pair.sensor.ratio, phase=pair.phase)
 
 
-@_method("GSA", "component substitution", r"\tilde m_b+\frac{\mathrm{cov}(I,\tilde m_b)}{\mathrm{var}(I)}(P-I),\ I=\sum_b\alpha_b\tilde m_b",
-         "Aiazzi, Baronti & Selva 2007, doi:10.1109/TGRS.2007.901007")
+@_method(
+    "GSA", "component substitution",
+    r"\tilde m_b+\frac{\mathrm{cov}(I,\tilde m_b)}{\mathrm{var}(I)}(P-I),\ I=\sum_b\alpha_b\tilde m_b",
+    "Aiazzi, Baronti & Selva 2007, doi:10.1109/TGRS.2007.901007",
+)
 def gsa(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -52,8 +55,11 @@ def _bounded(above: torch.Tensor, below: torch.Tensor, within=RATIO_RANGE) -> to
     return torch.where(usable, above / torch.where(usable, below, 1.0), 1.0).clamp(*within)
 
 
-@_method("BT-H", "component substitution", r"h_b+(\tilde m_b-h_b)\,P'/I,\ I=\sum_b\alpha_b(\tilde m_b-h_b)",
-         "Lolli et al. 2017, doi:10.1109/LGRS.2017.2761021")
+@_method(
+    "BT-H", "component substitution",
+    r"h_b+(\tilde m_b-h_b)\,P'/I,\ I=\sum_b\alpha_b(\tilde m_b-h_b)",
+    "Lolli et al. 2017, doi:10.1109/LGRS.2017.2761021",
+)
 def bt_h(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -67,7 +73,7 @@ def bt_h(
     "Haze-corrected Brovey transform."
     pair = _prepare(ms, pan, sensor, border, mask, phase)
     lms, valid = pair.lms, pair.fine
-    low = mtf_blur(pair.pan, [0.3], pair.sensor.ratio)
+    low = mtf_blur(pair.pan, [GENERIC_MTF_GAIN], pair.sensor.ratio)
     haze = (lms if valid is None else lms.masked_fill(~valid, math.inf)).amin((2, 3), keepdim=True)
     intensity = (_weights(lms, low, valid, intercept=False) * (lms - haze)).sum(1, keepdim=True)
     gain = (_cov(intensity, intensity, valid) / _cov(low, low, valid).clamp_min(1e-12)).sqrt()
@@ -75,14 +81,24 @@ def bt_h(
     return pair.done(haze + (lms - haze) * _bounded(matched, intensity, ratio_range))
 
 # %% ../../nbs/fusion/31_substitution.ipynb #e1ede1fb
-def _matched(pan: torch.Tensor, to: torch.Tensor, valid: torch.Tensor | None = None, *, spread_of: torch.Tensor | None = None) -> torch.Tensor:
-    "PAN with the mean and spread of another image; the gain may be taken from a low-passed PAN."
+def _matched(
+    pan: torch.Tensor,  # (B,1,H,W)
+    to: torch.Tensor,  # (B,C,H,W)
+    valid: torch.Tensor | None = None,  # (B,1,H,W) bool
+    *,
+    spread_of: torch.Tensor | None = None,  # low-passed PAN whose standard deviation sets the gain; None: PAN itself
+) -> torch.Tensor:  # (B,C,H,W)
+    "PAN with the mean and standard deviation of another image."
     spread_of = pan if spread_of is None else spread_of
     gain = (_cov(to, to, valid) / _cov(spread_of, spread_of, valid).clamp_min(1e-12)).sqrt()
     return (pan - _mean(pan, valid)) * gain + _mean(to, valid)
 
 
-@_method("Brovey", "component substitution", r"\tilde m_b\,P'/I,\ I=\frac1C\sum_b\tilde m_b", "Gillespie, Kahle & Walker 1987, doi:10.1016/0034-4257(87)90088-5")
+@_method(
+    "Brovey", "component substitution",
+    r"\tilde m_b\,P'/I,\ I=\frac1C\sum_b\tilde m_b",
+    "Gillespie, Kahle & Walker 1987, doi:10.1016/0034-4257(87)90088-5",
+)
 def brovey(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -98,7 +114,11 @@ def brovey(
     return pair.done(pair.lms * _bounded(_matched(pair.pan, intensity, pair.fine), intensity))
 
 # %% ../../nbs/fusion/31_substitution.ipynb #14b5b41c
-@_method("GIHS", "component substitution", r"\tilde m_b+(P'-I),\ I=\frac1C\sum_b\tilde m_b", "Tu et al. 2001, doi:10.1016/S1566-2535(01)00036-7")
+@_method(
+    "GIHS", "component substitution",
+    r"\tilde m_b+(P'-I),\ I=\frac1C\sum_b\tilde m_b",
+    "Tu et al. 2001, doi:10.1016/S1566-2535(01)00036-7",
+)
 def gihs(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -114,7 +134,11 @@ def gihs(
     return pair.done(pair.lms + _matched(pair.pan, intensity, pair.fine) - intensity)
 
 # %% ../../nbs/fusion/31_substitution.ipynb #6ed2a473
-@_method("PCA", "component substitution", r"\tilde m_b+v_b(P'-p_1),\ p_1=\sum_b v_b(\tilde m_b-\bar m_b)", "Chavez & Kwarteng 1989, PE&RS 55(3), 339-348")
+@_method(
+    "PCA", "component substitution",
+    r"\tilde m_b+v_b(P'-p_1),\ p_1=\sum_b v_b(\tilde m_b-\bar m_b)",
+    "Chavez & Kwarteng 1989, PE&RS 55(3), 339-348",
+)
 def pca(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -134,8 +158,11 @@ def pca(
     return pair.done(pair.lms + sign * vector * (_matched(pair.pan, first, pair.fine) - sign * first))
 
 # %% ../../nbs/fusion/31_substitution.ipynb #dcd18730
-@_method("GS", "component substitution", r"\tilde m_b+\frac{\mathrm{cov}(I,\tilde m_b)}{\mathrm{var}(I)}(P'-I),\ I=\frac1C\sum_b\tilde m_b",
-         "Laben & Brower 2000, US patent 6,011,875")
+@_method(
+    "GS", "component substitution",
+    r"\tilde m_b+\frac{\mathrm{cov}(I,\tilde m_b)}{\mathrm{var}(I)}(P'-I),\ I=\frac1C\sum_b\tilde m_b",
+    "Laben & Brower 2000, US patent 6,011,875",
+)
 def gs(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -162,7 +189,11 @@ def _nonnegative(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(solved)).mT.to(right) / scale
 
 
-@_method("BDSD-PC", "component substitution", r"\tilde m_b+\gamma_{b,0}P-\sum_k\gamma_{b,k}\tilde m_k,\ \gamma\ge0", "Vivone 2019, IEEE TGRS 57(9), 6421-6433")
+@_method(
+    "BDSD-PC", "component substitution",
+    r"\tilde m_b+\gamma_{b,0}P-\sum_k\gamma_{b,k}\tilde m_k,\ \gamma\ge0",
+    "Vivone 2019, IEEE TGRS 57(9), 6421-6433",
+)
 def bdsd_pc(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -201,8 +232,12 @@ def _down_up(x: torch.Tensor, ratio: int, border: str) -> torch.Tensor:
     "Low-pass by antialiased bicubic reduction and interpolation with the same phase."
     return upsample(reduce_pan(x, ratio), ratio, phase=(ratio - 1) / 2, border=border)
 
-
-@_method("PRACS", "component substitution", r"\tilde m_b+w_bL_b(I^h_b-I'_b),\ I^h_b=\rho_bP+(1-\rho_b)\tilde m'_b", "Choi, Yu & Kim 2011, doi:10.1109/TGRS.2010.2051674")
+# %% ../../nbs/fusion/31_substitution.ipynb #0806ce1d
+@_method(
+    "PRACS", "component substitution",
+    r"\tilde m_b+w_bL_b(I^h_b-I'_b),\ I^h_b=\rho_bP+(1-\rho_b)\tilde m'_b",
+    "Choi, Yu & Kim 2011, doi:10.1109/TGRS.2010.2051674",
+)
 def pracs(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN

@@ -34,18 +34,32 @@ def _divergence_t(dual: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/fusion/33_variational.ipynb #4e1d98e9
 def _steepness(pair: _Pair, *, steps: int = 20) -> float:
-    "Largest curvature r^2 |D|^2 of the coarse data term, by power iteration on a small image; 1 up to where a full step is safe."
+    "Largest curvature r^2 |D|^2 of the coarse data term, by power iteration; 1 if a full step is safe."
     gains, ratio = [max(pair.sensor.mtf_ms)], pair.sensor.ratio  # the sharpest band's is the largest
     x = torch.ones(1, 1, 12 * ratio, 12 * ratio)
     for _ in range(steps):
         with torch.enable_grad():
             held = (x / torch.linalg.vector_norm(x)).requires_grad_()
-            (x,) = torch.autograd.grad(degrade(held, gains, ratio, phase=pair.phase, border="replicate").square().sum() / 2, held)
+            seen = degrade(held, gains, ratio, phase=pair.phase, border="replicate")
+            (x,) = torch.autograd.grad(seen.square().sum() / 2, held)
     most = ratio**2 * torch.linalg.vector_norm(x).item()
     return most if most > 1.6 else 1.0
 
 
-@_method("TV", "variational", r"\arg\min_x\frac{r^2}{2}\|Dx-m\|^2+\frac12\|\sum_bw_bx_b+w_0-P\|^2+\lambda\,\mathrm{TV}(x)", "Palsson, Sveinsson & Ulfarsson 2014, doi:10.1109/LGRS.2013.2257669")
+def _data_terms(x: torch.Tensor, pair: _Pair, mix: torch.Tensor, grey: torch.Tensor) -> torch.Tensor:
+    "Both data terms of a fused image, summed over valid pixels."
+    sensor = pair.sensor
+    seen = degrade(x, sensor.mtf_ms, sensor.ratio, phase=pair.phase, border="replicate")
+    coarse_term = _within((seen - pair.ms) ** 2, pair.coarse)
+    fine_term = _within(((mix * x).sum(1, keepdim=True) - grey) ** 2, pair.fine)
+    return coarse_term.sum() * sensor.ratio**2 / 2 + fine_term.sum() / 2
+
+# %% ../../nbs/fusion/33_variational.ipynb #a52bb015
+@_method(
+    "TV", "variational",
+    r"\arg\min_x\frac{r^2}{2}\|Dx-m\|^2+\frac12\|\sum_bw_bx_b+w_0-P\|^2+\lambda\,\mathrm{TV}(x)",
+    "Palsson, Sveinsson & Ulfarsson 2014, doi:10.1109/LGRS.2013.2257669",
+)
 def tv(
     ms: torch.Tensor,  # (B,C,h,w) DN
     pan: torch.Tensor,  # (B,1,H,W) DN
@@ -59,23 +73,18 @@ def tv(
 ) -> torch.Tensor:  # (B,C,H,W) DN, 0 where not valid
     "Variational fusion with vectorial total variation."
     pair = _prepare(ms, pan, sensor, border, mask, phase)
-    ms, sensor, coarse = pair.ms, pair.sensor, _coarse_pan(pair)
+    ms, coarse = pair.ms, _coarse_pan(pair)
     mix = _weights(ms, coarse, pair.coarse).to(ms.dtype)
-    grey = pair.pan - (_mean(coarse, pair.coarse) - (mix * _mean(ms, pair.coarse)).sum(1, keepdim=True)).to(ms.dtype)
+    offset = _mean(coarse, pair.coarse) - (mix * _mean(ms, pair.coarse)).sum(1, keepdim=True)
+    grey = pair.pan - offset.to(ms.dtype)
     amount = (weight * _cov(ms, ms, pair.coarse).sqrt().mean(1, keepdim=True)).to(ms.dtype) + 1e-6
     shorter = 1 / _steepness(pair)
-    step, amount = shorter / (1 + mix.square().sum(1, keepdim=True)), shorter * amount
-
-    def energy(x):
-        "Both data terms, over valid pixels."
-        seen = degrade(x, sensor.mtf_ms, sensor.ratio, phase=phase, border="replicate")
-        coarse_term, fine_term = _within((seen - ms) ** 2, pair.coarse), _within(((mix * x).sum(1, keepdim=True) - grey) ** 2, pair.fine)
-        return coarse_term.sum() * sensor.ratio**2 / 2 + fine_term.sum() / 2
-
+    step = shorter / (1 + mix.square().sum(1, keepdim=True))
+    amount = shorter * amount
     x = _full_scale(pair).to(ms.dtype)
     for _ in range(steps):
         with torch.enable_grad():
             held = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(energy(held), held)
+            (slope,) = torch.autograd.grad(_data_terms(held, pair, mix, grey), held)
         x = _tv_denoise(held.detach() - step * slope, amount)
     return pair.done(x)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..optics.masks import check_scale
 from ..optics.sensors import SENSORS, Sensor
 from .formats import pick_key, read_array
 from .geotiff import read_pair
@@ -117,24 +118,8 @@ def check_level(
     upper: bool = True,  # check the upper end, too
 ):
     "Raise a `ValueError` unless values are DN on the scale of the sensor."
-    largest = {where: float(x.max()) for where, x in images.items()}
-    for where, top in largest.items():
-        if top <= 2:
-            raise ValueError(
-                f"{where}: values reach {top:g}, so the scale is [0,1] or the image empty; indices want DN: "
-                f"pass scale={sensor.peak} for {sensor.name}, or the number the files were divided by"
-            )
-    where, top = max(largest.items(), key=lambda item: item[1])
-    if upper and top > 2 * sensor.peak:
-        raise ValueError(
-            f"{where}: values reach {top:g} but {sensor.name} has {sensor.bits} bits (0..{sensor.peak}): pass scale= "
-            f"what brings them there, or dataclasses.replace(sensor, bits={int(np.ceil(np.log2(top + 1)))})"
-        )
-    if upper and top > sensor.peak:
-        warnings.warn(
-            f"{where}: values reach {top:g}, above the nominal {sensor.peak} of {sensor.name}: kept as they are",
-            stacklevel=4,
-        )
+    for where, x in images.items():
+        check_scale(float(x.max()), sensor, name=where, upper=upper, stacklevel=5)
 
 
 def band_order(

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from . import indices
+
 # %% ../../nbs/scoring/24_tables.ipynb #4ddeb052
 SCHEMA_VERSION = 1
 LABELS = ("schema_version", "sensor", "acquisition", "scene", "simulated", "split", "method", "network",
           "weights_sha256", "paradigm", "seed", "tuned_on", "n_pairs", "steps", "best_step", "share", "held_out")
-BETTER = {"sam_deg": "lower", "ergas": "lower", "q2n": "higher", "psnr_db": "higher",
-          "hqnr": "higher", "d_lambda_k": "lower", "d_s": "lower", "d_rho": "lower", "ndvi_mae": "lower"}
+BETTER = indices.BETTER
 INDICES = tuple(BETTER)
 COSTS = ("seconds", "seconds_per_step", "peak_memory_mb", "fuse_seconds", "device")
 ROW = (*LABELS, "resolution", *INDICES, *COSTS)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ..optics.filters import mtf_blur
-from ..optics.registration import explained
-from ..optics.sensors import Sensor
+from ..optics.masks import scale_error
+from ..optics.registration import explained_variance
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 
 # %% ../../nbs/sharpening/76_checks.ipynb #c0ecf2f8
 MAX_HAZE = 12.0
@@ -47,7 +48,7 @@ def best_gain(
 ) -> float:  # one of GAINS
     "MTF gain at Nyquist with which blurred PAN resembles the bands most."
     sensors = [replace(sensor, mtf_ms=(gain,) * sensor.n_bands) for gain in GAINS]
-    shares = [float(explained(ms, pan, tried, compare="edges").mean()) for tried in sensors]
+    shares = [float(explained_variance(ms, pan, tried, compare="edges").mean()) for tried in sensors]
     return GAINS[int(np.argmax(shares))]
 
 # %% ../../nbs/sharpening/76_checks.ipynb #06156218
@@ -62,15 +63,10 @@ def scale_warnings(
     found = []
     if low < 0:
         found.append(f"values go down to {low:g}: DN are not negative; undo offsets, or mark missing pixels by nodata")
-    if high <= 1:
-        found.append(
-            f"values reach only {high:g}: reflectances? The networks were trained on DN of 10 to 12 bits; multiply by "
-            "10,000 or by the sensor's peak"
-        )
+    if error := scale_error(high, sensor):
+        found.append(error)
     elif high <= 255:
         found.append(f"values reach only {high:g}, 8 bits: pairs of the training have 10 to 12")
-    elif high > 2 * sensor.peak:
-        found.append(f"values reach {high:g}, but {sensor.name} has {sensor.bits} bits (0..{sensor.peak})")
     return found
 
 # %% ../../nbs/sharpening/76_checks.ipynb #090fdf16
@@ -90,7 +86,7 @@ def detail_share(
     "The share of PAN's spread that is finer than twice the Nyquist frequency of the bands."
     pan = pan.double()
     spread = pan.std()
-    return float((pan - mtf_blur(pan, [0.3], ratio / 2)).std() / spread) if spread > 0 else 0.0
+    return float((pan - mtf_blur(pan, [GENERIC_MTF_GAIN], ratio / 2)).std() / spread) if spread > 0 else 0.0
 
 # %% ../../nbs/sharpening/76_checks.ipynb #f629dd45
 def content_warnings(

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from ..optics.masks import bits_needed, fill_invalid, mask_to_ms, pair_mask
-from ..optics.sensors import WAVELENGTHS_NM, Sensor, get_sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, WAVELENGTHS_NM, Sensor, get_sensor
 
 # %% ../../nbs/sharpening/75_pair.ipynb #7fac5b0e
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def generic_sensor(
         (math.nan,) * bands,
         np.tile(flat, (bands, 1)),
         flat,
-        (0.3,) * bands,
+        (GENERIC_MTF_GAIN,) * bands,
         0.15,
         ratio=ratio,
         bits=bits,

@@ -22,7 +22,7 @@ from ..networks.pansharpener import Pansharpener
 from ..networks.zoo import default_model, load_pretrained, load_weights, manifest
 from ..optics.registration import estimate_shift, residual_warning
 from ..optics.registration import register as register_pair
-from ..optics.sensors import Sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, Sensor
 from ..scenes.geotiff import read_pair, write_geotiff
 from .checks import content_warnings, middle_of_pair, scale_warnings
 from .pair import generic_sensor, open_pair, sensor_for
@@ -108,7 +108,7 @@ def warn_of_input(
     "Give each sentence as a warning, also about an unknown sensor and missing pixels."
     sentences = list(found)
     if not known_sensor:
-        generic = "a generic one (MTF gain 0.3 in every band) is used; pass sensor= if you know it"
+        generic = f"a generic one (MTF gain {GENERIC_MTF_GAIN} in every band) is used; pass sensor= if you know it"
         sentences.insert(0, f"no sensor given: {generic}")
     if mask is not None:
         missing = f"{float((~mask).float().mean()):.1%} of the pixels hold no measurement"

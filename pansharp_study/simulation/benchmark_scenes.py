@@ -9,7 +9,8 @@ __all__ = ['simulate_scene', 'observe', 'make_scenes']
 import torch
 
 from ..core import seeded
-from ..optics.matrices import apply, axis_matrix, gaussian_taps
+from ..optics.filters import mtf_taps
+from ..optics.matrices import apply, axis_matrix
 from ..optics.sensors import Sensor, get_sensor
 from ..scenes.samples import list_pictures, load_picture
 from ..scenes.scene import make_scene
@@ -49,7 +50,7 @@ def observe(
     "Blur by the sensor's MTF, sample, add noise, quantise."
 
     def blurred(image, gains, ratio=1):
-        taps = gaussian_taps(torch.tensor([gains], dtype=torch.float32), ratio)
+        taps = mtf_taps(torch.tensor([gains], dtype=torch.float32), ratio, half=5 * ratio)
         return apply(image, axis_matrix(taps, image.shape[2], ratio), axis_matrix(taps, image.shape[3], ratio))
 
     def detected(image):

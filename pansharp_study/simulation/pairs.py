@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..optics.filters import mtf_taps
 from pansharp_study.optics.matrices import (
-    DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, gaussian_taps, halo_taps, sampling_taps, shift_taps,
+    DOWNSAMPLINGS, apply, axis_matrix, box_taps, chain, halo_taps, sampling_taps, shift_taps,
 )
 from pansharp_study.simulation.bands import (
     BAND_SOURCES, labelled_bands, mix_bands, pick_materials, pick_spectra, random_responses, spectral_bands,
@@ -103,9 +104,9 @@ class Instrument:
     mtf: torch.Tensor  # (n,1) nominal gain of MS at its Nyquist frequency, 0 where the network shall not know it
 
 
-def _blur_taps(gain: torch.Tensor, limits: list, *ratio, **options) -> torch.Tensor:
+def _blur_taps(gain: torch.Tensor, limits: list, ratio: int = 1, half: int = 5) -> torch.Tensor:
     "Gaussian taps; a single 1 where the range of gains is [1, 1]: no blur."
-    taps = gaussian_taps(gain, *ratio, **options)
+    taps = mtf_taps(gain, ratio, half=half)
     if list(limits) != [1, 1]:
         return taps
     centre = torch.arange(taps.shape[-1], device=taps.device) == taps.shape[-1] // 2

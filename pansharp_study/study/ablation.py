@@ -306,7 +306,7 @@ RUN_ARGUMENTS = {
     "--network": {"default": "fusionnet"},
     "--share": {"default": "0/1", "help": "k/n: every n-th variant, from the k-th"},
     "--only": {"default": "", "help": "parts of groups and names, with commas"},
-    "--options": {"type": json.loads, "help": "of the network, as JSON; default: a small FusionNet with the whole frame"},
+    "--options": {"type": json.loads, "help": "of the network, as JSON; default: a small FusionNet, whole frame"},
     "--corpus": {"help": "folder of `python -m pansharp_study.pictures.corpus`, for the group corpus"},
     "--keep": {"help": "folder for the weights"},
 }

@@ -16,7 +16,7 @@ import torch
 
 from ..core import root, seeded
 from ..optics.filters import mtf_blur
-from ..optics.sensors import WAVELENGTHS_NM, Sensor, get_sensor
+from ..optics.sensors import GENERIC_MTF_GAIN, WAVELENGTHS_NM, Sensor, get_sensor
 from ..simulation.base_images import BaseImages
 from ..simulation.pairs import simulate_pairs
 
@@ -24,7 +24,7 @@ from ..simulation.pairs import simulate_pairs
 def low_and_detail(
     x: torch.Tensor,  # (1,C,H,W) any scale
     *,
-    gain: float = 0.3,  # of the MTF at the Nyquist frequency of the coarse grid
+    gain: float = GENERIC_MTF_GAIN,  # of the MTF at the Nyquist frequency of the coarse grid
     ratio: int = 4,
     margin: int = 8,  # pixels left out at the borders
 ) -> tuple[torch.Tensor, torch.Tensor]:  # each (C, pixels) float64

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from ..scoring.indices import BETTER, INDICES, LABELS, RESOLUTIONS, columns
 from pansharp_study.scoring.stats import (
     against_all, attainable_level, best_classical, compare, concordance, difference, mean_table, pictures, rank_table,
     rank_tau, rank_within, smallest_p, too_few,
 )
-from ..scoring.tables import BETTER
-from .figures import DIGITS, INDEX_NAMES, REPORTED, network_name, short_label, show_matrix
+from .figures import network_name, short_label, show_matrix
 
 # %% ../../nbs/study/85_report_tables.ipynb #833dd1ca
 ARROW = {"lower": "↓", "higher": "↑"}
@@ -153,7 +153,7 @@ def scored_indices(
     *resolutions: str,  # "reduced", "full"
 ) -> list:
     "The reported indices of the resolutions that the rows hold."
-    return [k for r in resolutions for k in REPORTED[r] if k in rows and rows[k].notna().any()]
+    return [k for r in resolutions for k in columns(r) if k in rows and rows[k].notna().any()]
 
 
 def score_table(
@@ -171,8 +171,8 @@ def score_table(
     marks = pd.DataFrame("", index=shown.index, columns=shown.columns)
     for k, part in table.groupby("index", sort=False):
         part = part.set_index("method")
-        head = f"{INDEX_NAMES[k]} {ARROW[BETTER[k]]}"
-        digits = DIGITS.get(k, 3)
+        head = f"{LABELS[k]} {ARROW[BETTER[k]]}"
+        digits = INDICES[k].digits
         cells = [bracket(*v, digits) for v in part[["mean", "low", "high"]].itertuples(index=False)]
         rank = part["mean"].round(digits).rank(ascending=BETTER[k] == "lower", method="min")
         style = rank.map({1: "font-weight: bold", 2: "text-decoration: underline"})
@@ -215,11 +215,11 @@ def comparison_table(
 
     tested = compare(rows, pairs, main, effect=difference)
     if resolution == "reduced":
-        add(f"{INDEX_NAMES[main]}<br>gain, %", compare(rows, pairs, main), 1, "higher", 100)
+        add(f"{LABELS[main]}<br>gain, %", compare(rows, pairs, main), 1, "higher", 100)
     for k in [main, *(k for k in scored_indices(rows, resolution) if k not in (main, "psnr_db"))]:
         table = tested if k == main else compare(rows, pairs, k, effect=difference)
-        add(f"{INDEX_NAMES[k]}<br>difference {ARROW[BETTER[k]]}", table, DIGITS.get(k, 3), BETTER[k])
-    last = f"{INDEX_NAMES[main]}<br>better on"
+        add(f"{LABELS[k]}<br>difference {ARROW[BETTER[k]]}", table, INDICES[k].digits, BETTER[k])
+    last = f"{LABELS[main]}<br>better on"
     shown[last] = [count_words(*v) for v in tested[["won", "n", "p"]].itertuples(index=False)]
     marks[last] = ""
     n = int(tested["n"].max())
@@ -263,7 +263,7 @@ def ranks_table(
     title: str = "",  # first words of the caption
 ):
     "Ranks of the methods by every index, as a styled table."
-    ranks = rank_table(rows, scored_indices(rows, *REPORTED))
+    ranks = rank_table(rows, scored_indices(rows, *RESOLUTIONS))
     labels, n = method_labels(rows), pictures(rows).nunique()
     for name, resolution in (("mean rank, reference", "reduced"), ("mean rank, no reference", "full")):
         if indices := scored_indices(rows, resolution):
@@ -276,7 +276,7 @@ def ranks_table(
     shown[means] = ranks[means].map("{:.1f}".format)
     shown.insert(0, "method", [labels[m] for m in ranks.index])
     marks.insert(0, "method", "")
-    heads = {k: name.split(",")[0] for k, name in INDEX_NAMES.items()}
+    heads = {k: name.split(",")[0] for k, name in LABELS.items()}
     caption = (f"{title + ': ' if title else ''}ranks of {len(ranks)} methods by their means over "
                f"{counted(n, 'picture')}; 1 is best.")
     centred = ({"selector": "td, th", "props": "text-align: center"},)
@@ -287,13 +287,13 @@ def agreement_words(
     rows: pd.DataFrame,  # tidy scores of one benchmark, or of several
 ) -> str:  # Markdown
     "Which method is best by which index, and how far indices, pictures and satellites agree on their order."
-    ranks, labels = rank_table(rows, scored_indices(rows, *REPORTED)), method_labels(rows)
+    ranks, labels = rank_table(rows, scored_indices(rows, *RESOLUTIONS)), method_labels(rows)
     winners = {}
     for k in ranks:
-        winners.setdefault(labels[ranks[k].idxmin()], []).append(INDEX_NAMES[k].split(",")[0])
+        winners.setdefault(labels[ranks[k].idxmin()], []).append(LABELS[k].split(",")[0])
     best = "; ".join(f"**{method}** by {', '.join(indices)}" for method, indices in winners.items())
     names = {"reduced": "indices with a reference", "full": "indices without a reference"}
-    groups = {names[r]: ranks[scored_indices(rows, r)] for r in REPORTED} | {"indices in all": ranks}
+    groups = {names[r]: ranks[scored_indices(rows, r)] for r in RESOLUTIONS} | {"indices in all": ranks}
     for name, by in (("pictures", "picture"), ("satellites", "sensor")):
         groups[f"{name} (ERGAS)"] = rank_within(rows, "ergas", by)
     agree = [f"{concordance(table):.2f} among {table.shape[1]} {name}"
@@ -308,7 +308,7 @@ def show_tau(
     title: str = "",
 ):
     "Kendall's tau between the orders in which the indices put the methods."
-    tau = rank_tau(rank_table(rows, scored_indices(rows, *REPORTED)))
-    names = {k: INDEX_NAMES[k].split(",")[0] for k in tau}
+    tau = rank_tau(rank_table(rows, scored_indices(rows, *RESOLUTIONS)))
+    names = {k: LABELS[k].split(",")[0] for k in tau}
     tau = tau.rename(index=names, columns=names)
     return show_matrix(tau, centre=0, title=title, label="Kendall's tau, 1 = same order")

@@ -13,7 +13,7 @@ from pansharp_study.optics.registration import (
     Registration,
     estimate_band_shifts,
     estimate_shift,
-    explained,
+    explained_variance,
     register,
     register_bands,
     registration_views,
@@ -103,8 +103,8 @@ def test_the_correction_is_what_shift_pan_takes():
     assert np.abs(np.add(found.correction, (0.8, -1.4))).max() < 0.05
     mended = torch.from_numpy(shift_pan(pan[0, 0].numpy(), found.correction))[None, None]
     assert estimate_shift(ms, mended, eyes).shift.abs().max() < 0.05
-    assert explained(ms, mended, eyes) > explained(ms, pan, eyes)
-    torch.testing.assert_close(explained(ms, pan, eyes, tuple(found.shift[0].tolist()), compare="edges"), found.r2_after, rtol=0, atol=1e-3)
+    assert explained_variance(ms, mended, eyes) > explained_variance(ms, pan, eyes)
+    torch.testing.assert_close(explained_variance(ms, pan, eyes, tuple(found.shift[0].tolist()), compare="edges"), found.r2_after, rtol=0, atol=1e-3)
 
 
 def test_images_of_a_batch_are_independent():
@@ -209,7 +209,7 @@ def test_the_pictures_of_a_report():
     assert np.ptp(views[1]["fringes"], axis=-1).mean() < 0.6 * np.ptp(views[0]["fringes"], axis=-1).mean()
 
 
-@pytest.mark.parametrize("estimate", [estimate_shift, estimate_band_shifts, explained, register, register_bands, residual_warning, registration_views])
+@pytest.mark.parametrize("estimate", [estimate_shift, estimate_band_shifts, explained_variance, register, register_bands, residual_warning, registration_views])
 def test_wrong_input_is_refused(estimate):
     ms, pan = 500 + torch.rand(1, 4, 32, 32), 500 + torch.rand(1, 1, 128, 128)
     for call, words in (

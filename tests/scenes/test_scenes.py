@@ -12,7 +12,7 @@ from PIL import Image
 from pansharp_study.classical import classical_methods
 from pansharp_study.core import root
 from pansharp_study.optics.masks import mask_to_ms
-from pansharp_study.optics.registration import explained
+from pansharp_study.optics.registration import explained_variance
 from pansharp_study.optics.sensors import SENSORS, WAVELENGTHS_NM, get_sensor
 from pansharp_study.optics.wald import degrade
 from pansharp_study.scenes import solaris
@@ -349,4 +349,4 @@ def test_real_pair_when_it_is_there():
     assert real.ms.shape == (4, 148, 148) and real.pan.shape == (592, 592) and real.rio.crs.to_epsg() == 32631
     assert real.attrs["simulated"] == "no" and "not stated" in real.attrs["terms"]
     ms, pan = torch.from_numpy(real.ms.to_numpy())[None], torch.from_numpy(real.pan.to_numpy())[None, None]
-    assert explained(ms, pan, real.sensor) > explained(ms, pan, real.sensor, (1.0, 1.65)) + 0.05
+    assert explained_variance(ms, pan, real.sensor) > explained_variance(ms, pan, real.sensor, (1.0, 1.65)) + 0.05

@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from pansharp_study.core import load_params, root, seeded
+from pansharp_study.optics.filters import mtf_taps
 from pansharp_study.optics.matrices import (
     DOWNSAMPLINGS,
     apply,
     axis_matrix,
     box_taps,
     chain,
-    gaussian_taps,
     sampling_taps,
     shift_taps,
 )
@@ -230,8 +230,8 @@ def test_shifts_are_what_was_asked_for(params):
 def test_matrices_conserve_energy(ratio):
     """Every row sums to 1; away from the borders every column to one part in the ratio, on average over the phases."""
     taps = [
-        gaussian_taps(torch.tensor(0.3), ratio),
-        chain(gaussian_taps(torch.tensor(0.3), ratio), box_taps(torch.tensor(1.7)), shift_taps(torch.tensor(0.4))),
+        mtf_taps(torch.tensor(0.3), ratio),
+        chain(mtf_taps(torch.tensor(0.3), ratio), box_taps(torch.tensor(1.7)), shift_taps(torch.tensor(0.4))),
     ]
     for t in taps + [sampling_taps(kind, ratio) for kind in DOWNSAMPLINGS]:
         m = axis_matrix(t, 96, ratio)
@@ -339,7 +339,7 @@ def test_switched_off_instrument_is_plain():
     for key in ("gt", "pan", "ms"):
         assert torch.allclose(*getattr(m, key))
     assert torch.allclose(m.gt[0], m.gt[0].flip(2, 3), atol=1e-6)
-    assert torch.allclose(m.pan[0], axis_matrix(gaussian_taps(torch.tensor(0.3)), 64).expand_as(m.pan[0]), atol=1e-6)
+    assert torch.allclose(m.pan[0], axis_matrix(mtf_taps(torch.tensor(0.3), 1), 64).expand_as(m.pan[0]), atol=1e-6)
 
 
 CHANGES = {  # what an operation changes; those not listed change all three
