@@ -30,12 +30,27 @@ SKIPPED = {"eval", "slow", "cuda"}  # cells with these directives are shown, not
 SECONDS, WORKERS = 900, 2  # longest execution of a cell; notebooks at a time
 PRELOADED = ["torch", "pandas", "scipy.signal", "scipy.optimize", "xarray", "matplotlib.pyplot", "execnb.shell"]
 TUTORIALS = (  # reading order
-    "one_pair", "protocol", "gallery", "own_pair", "new_sensor", "new_network", "new_index", "own_ablation", "speed",
+    "one_pair",
+    "protocol",
+    "gallery",
+    "own_pair",
+    "new_sensor",
+    "new_network",
+    "new_index",
+    "own_ablation",
+    "speed",
 )
 REPORTS = ("compare", "report/*", "acquire", "synthesize_pairs", "pretrain/*", "adapt/*", "*")  # reading order
 NAMES = {
-    "WV2": "WorldView-2", "WV3": "WorldView-3", "WV4": "WorldView-4", "QB": "QuickBird", "GF2": "GaoFen-2",
-    "WV2-real": "WorldView-2, real pair", "fusionnet": "FusionNet", "panformer": "PanFormer", "panmamba": "PanMamba",
+    "WV2": "WorldView-2",
+    "WV3": "WorldView-3",
+    "WV4": "WorldView-4",
+    "QB": "QuickBird",
+    "GF2": "GaoFen-2",
+    "WV2-real": "WorldView-2, real pair",
+    "fusionnet": "FusionNet",
+    "panformer": "PanFormer",
+    "panmamba": "PanMamba",
 }
 
 
@@ -234,8 +249,22 @@ def main() -> int:
     from sphinx.cmd.build import main as sphinx
 
     shutil.rmtree(SITE, ignore_errors=True)
-    code = sphinx(["-q", "-E", "-W", "--keep-going", "-j", str(WORKERS), "-c", str(DOCS), "-d", str(CACHE / "doctrees"),
-                   str(SOURCE), str(SITE)])
+    code = sphinx(
+        [
+            "-q",
+            "-E",
+            "-W",
+            "--keep-going",
+            "-j",
+            str(WORKERS),
+            "-c",
+            str(DOCS),
+            "-d",
+            str(CACHE / "doctrees"),
+            str(SOURCE),
+            str(SITE),
+        ]
+    )
     refresh = '<meta http-equiv="refresh" content="0; url=nbs/index.html">'
     (SITE / "index.html").write_text(f"<!doctype html>{refresh}\n", encoding="utf-8")
     pages = len(list(SITE.rglob("*.html")))

@@ -45,6 +45,7 @@ def card(name: str, thing) -> str:
 
 def prose(source: str, folder: Path, symbols: dict[str, str] | None = None, up: str = "") -> dict:
     """A Markdown cell with links at functions and DOIs in it; a link to a report not made yet loses its target."""
+
     def symbol(match):
         target = (symbols or {}).get(match[1])
         return f'<a class="symbol" href="{up}{target}"><code>{match[1]}</code></a>' if target else match[0]

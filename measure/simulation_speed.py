@@ -84,16 +84,36 @@ def parts(base_images, bands, n, p, device):
 
 def growth(base_images, params, device, full):
     """Rates of the parts over bands, size and batch."""
-    for bands, size, n in [(8, 128, full), (4, 128, full), (12, 128, full), (8, 64, full), (8, 256, max(full // 4, 1)), (8, 128, max(full // 8, 1))]:
+    for bands, size, n in [
+        (8, 128, full),
+        (4, 128, full),
+        (12, 128, full),
+        (8, 64, full),
+        (8, 256, max(full // 4, 1)),
+        (8, 128, max(full // 8, 1)),
+    ]:
         for part, call in parts(base_images, bands, n, params | {"size": size}, device).items():
-            yield {"bands": bands, "size": size, "batch": n, "part": part, "pairs_per_s": round(n / seconds(call, device))}
+            yield {
+                "bands": bands,
+                "size": size,
+                "batch": n,
+                "part": part,
+                "pairs_per_s": round(n / seconds(call, device)),
+            }
 
 
 @contextlib.contextmanager
 def timed(device: str):
     """While this is open, the parts of simulate_pairs are timed: seconds by name."""
-    names = {"radiance_from_rgb": "pictures to bands", "radiance_from_labels": "procedural scenes to bands", "expose": "light, air, exposure",
-             "draw_instrument": "matrices of the instruments", "apply": "multiplication with them", "noise": "noise", "quantise": "quantisation"}
+    names = {
+        "radiance_from_rgb": "pictures to bands",
+        "radiance_from_labels": "procedural scenes to bands",
+        "expose": "light, air, exposure",
+        "draw_instrument": "matrices of the instruments",
+        "apply": "multiplication with them",
+        "noise": "noise",
+        "quantise": "quantisation",
+    }
     spent, kept = defaultdict(float), {name: getattr(pairs, name) for name in names}
 
     def wrapped(name):
@@ -120,7 +140,9 @@ def timed(device: str):
 
 
 def stages(base_images, params, device, full, repeats=5):
-    """Shares of one call with everything on; the device is waited for after each part, which makes the call a little longer."""
+    """Shares of one call with everything on; the device is waited for after each part, which makes the call a
+    little longer.
+    """
     g, n = seeded("stages", device=device), full
     simulate_pairs(base_images, 8, n, params, g)
     with timed(device) as spent:
@@ -141,7 +163,9 @@ def stages(base_images, params, device, full, repeats=5):
 
 
 def workers(params, cores, scenes_each):
-    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to base images, and scenes painted, per second, over the number of processes."""
+    """Pictures like ImageNet's (JPEG, 500 x 375 pixels) decoded to base images, and scenes painted, per second,
+    over the number of processes.
+    """
     counts = [2**k for k in range(20) if 2**k < cores] + [cores]
     size = params["base_image_size"]
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +191,12 @@ def workers(params, cores, scenes_each):
         n = scenes_each * count
         start = time.perf_counter()
         scenes_for(params | {"procedural_scenes": n}, 1, workers=count)
-        yield {"size": size, "workers": count, "part": "scenes painted", "pairs_per_s": round(n / (time.perf_counter() - start), 2)}
+        yield {
+            "size": size,
+            "workers": count,
+            "part": "scenes painted",
+            "pairs_per_s": round(n / (time.perf_counter() - start), 2),
+        }
 
 
 class Plain:
@@ -201,7 +230,9 @@ def training_step(name, params, device, bands):
 
 
 def training(base_images, params, device, names, repeats):
-    """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes of it; the network with the most FLOP first."""
+    """Time of a training step of each network, without simulation, and what simulating its batch in a stream takes
+    of it; the network with the most FLOP first.
+    """
     bands, p, batch = max(params["band_counts"]), params["synthesize_pairs"], params["pretrain"]["batch"]
     flops = {n: count_flops(create_model(n, bands=bands, seed=1, **options_for(n, params)), 64) for n in names}
     stream = Stream(base_images, bands, p, batch, ("benchmark",))
@@ -247,9 +278,17 @@ def main():
     made = {"workers": lambda: workers(params, args.cores, 16 if cuda else 4)}
     if set(args.tables) - {"workers"}:
         base_images = load_base_images(make_base_images(params, 1, workers=args.cores), device)
-        made |= {"growth": lambda: growth(base_images, params, device, full), "stages": lambda: stages(base_images, params, device, full),
-                 "training": lambda: training(base_images, whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}}, device,
-                                              args.networks or whole["networks"], 5 if cuda else 1)}
+        made |= {
+            "growth": lambda: growth(base_images, params, device, full),
+            "stages": lambda: stages(base_images, params, device, full),
+            "training": lambda: training(
+                base_images,
+                whole | {"synthesize_pairs": whole["synthesize_pairs"] | {"corpus": []}},
+                device,
+                args.networks or whole["networks"],
+                5 if cuda else 1,
+            ),
+        }
     for table in args.tables:
         for row in made[table]():
             rows.append(

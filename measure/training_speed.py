@@ -108,7 +108,9 @@ def shares(params, networks):
         accelerator = make_accelerator("cuda")
         run, stream = prepared(name, params, accelerator)
         b = batch_at(stream, 0)
-        simulating = milliseconds(lambda stream=stream, b=b: (stream.simulate(0), interpolate(b["ms"], 4))) / stream.ahead
+        simulating = (
+            milliseconds(lambda stream=stream, b=b: (stream.simulate(0), interpolate(b["ms"], 4))) / stream.ahead
+        )
         forward, both = parts(run, accelerator)
         times = []
         for call in (forward, both, run.step):

@@ -138,7 +138,8 @@ def load_params(
     for section in sensors.values():
         if isinstance(section, dict):
             section.setdefault("data", "simulated")
-    _check(params, {**SCHEMA, "sensors": {name: sensor_schema(section) for name, section in sensors.items()} or {"WV2": SENSOR_SCHEMA}}, "")
+    wanted = {name: sensor_schema(section) for name, section in sensors.items()} or {"WV2": SENSOR_SCHEMA}
+    _check(params, SCHEMA | {"sensors": wanted}, "")
     unknown = [name for name in params["benchmarks"] if name not in params["sensors"]]
     if unknown:
         raise ValueError(f"params.yaml: benchmarks name {unknown[0]!r}, which has no section under sensors")

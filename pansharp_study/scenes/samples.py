@@ -30,7 +30,7 @@ def list_pictures(
             raise ValueError(f"{value!r} is unknown: choose from {', '.join(allowed)} or None")
     folder = root() / "data" / "pictures"
     if not (folder / "ATTRIBUTION.csv").is_file():
-        raise FileNotFoundError(f"{folder / 'ATTRIBUTION.csv'} is missing: restore it with `git checkout data/pictures`")
+        raise FileNotFoundError(f"{folder} has no ATTRIBUTION.csv: restore it with `git checkout data/pictures`")
     table = pd.read_csv(folder / "ATTRIBUTION.csv", keep_default_na=False).sort_values("file")
     table["path"] = [folder / name for name in table["file"]]
     keep = table["split"].isin([split] if split else SPLITS) & table["kind"].isin([kind] if kind else KINDS)
@@ -43,7 +43,7 @@ def load_picture(
     "Read one picture as red, green and blue."
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"picture {path} is missing: restore it with `git checkout`, or delete its row"
+            f"picture {path} is missing: restore it with git checkout, or delete its row"
         )
     try:
         with Image.open(path) as picture:

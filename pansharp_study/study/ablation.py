@@ -134,7 +134,9 @@ def variants(
     rows = [("whole", "everything", {"seed": k}) for k in range(seeds)]
     rows += [("real patches", f"without {name}", {"real": name}) for name in acquisitions]
     rows += [("frame", name, {"frame": change}) for name, change in FRAME.items()]
-    rows += [("way", f"only {way}", {"band_sources": {w: float(w == way) for w in BAND_SOURCES}}) for way in BAND_SOURCES]
+    for source in BAND_SOURCES:
+        alone = {name: float(name == source) for name in BAND_SOURCES}
+        rows.append(("way", f"only {source}", {"band_sources": alone}))
     rows += [("source", f"only {kind}", {"sources": [kind], "band_sources": no_scenes}) for kind in p["sources"]]
     rows += [("way or source", f"without {name}", without(p, name)) for name in (*BAND_SOURCES, *p["sources"])]
     rows += [("range", name, change) for name, change in WIDER.items()]

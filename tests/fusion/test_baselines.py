@@ -1,6 +1,8 @@
-"""Classical methods against a public toolbox's scores on real scenes kept beside the project (skipped where they are absent).
+"""Classical methods against a public toolbox's scores on real scenes kept beside the project (skipped where
+they are absent).
 
-No registration, sizes and crops as its description says. Of its methods only SR-D, which learns dictionaries, has no counterpart here.
+No registration, sizes and crops as its description says. Of its methods only SR-D, which learns dictionaries,
+has no counterpart here.
 """
 
 import json
@@ -47,8 +49,10 @@ def test_reduced_resolution(scene):
     for name in classical.METHODS.keys() & KNOWN["scenes"][scene]["methods"].keys():
         fused, gt = classical.METHODS[name](small["ms"], small["pan"], sensor).clamp_min(0)[crop], small["gt"][crop]
         got = {
-            "Q2n": metrics.q2n(fused, gt, uint16=False), "SAM": metrics.sam(fused, gt),
-            "ERGAS": metrics.ergas(fused, gt), "PSNR": metrics.psnr(fused, gt, 2047),
+            "Q2n": metrics.q2n(fused, gt, uint16=False),
+            "SAM": metrics.sam(fused, gt),
+            "ERGAS": metrics.ergas(fused, gt),
+            "PSNR": metrics.psnr(fused, gt, 2047),
         }
         for index, value in got.items():
             change = value.item() / KNOWN["scenes"][scene]["methods"][name][index] - 1
@@ -66,7 +70,10 @@ def test_full_resolution(scene):
     off = []
     for name, known in KNOWN["full_resolution"][scene]["methods"].items():
         fused = classical.METHODS[name](ms.float(), pan.float(), sensor)
-        parts = {"D_lambda_K": metrics.d_lambda_k(fused, ms, pan, sensor=sensor).item(), "D_s": metrics.d_s(fused, ms, pan, sensor=sensor).item()}
+        parts = {
+            "D_lambda_K": metrics.d_lambda_k(fused, ms, pan, sensor=sensor).item(),
+            "D_s": metrics.d_s(fused, ms, pan, sensor=sensor).item(),
+        }
         parts["HQNR"] = (1 - parts["D_lambda_K"]) * (1 - parts["D_s"])
         for index, value in parts.items():
             if abs(value - known[index]) > (1e-3 if name == "EXP" else 1e-2):

@@ -1,4 +1,6 @@
-"""Every classical method: on scenes made to break it, behind masks, at other ratios and phases, and against sums done by hand."""
+"""Every classical method: on scenes made to break it, behind masks, at other ratios and phases, and against
+sums done by hand.
+"""
 
 import math
 from dataclasses import replace
@@ -50,11 +52,26 @@ def nasty(name):
     elif name == "noise pan":
         pan = 500 + 100 * torch.randn(pan.shape, generator=torch.Generator().manual_seed(9))
     elif name == "chequered pan":
-        pan = 500 + 100.0 * ((torch.arange(96)[:, None] + torch.arange(96)) % 2) + torch.randn(pan.shape, generator=torch.Generator().manual_seed(9))
+        pan = (
+            500
+            + 100.0 * ((torch.arange(96)[:, None] + torch.arange(96)) % 2)
+            + torch.randn(pan.shape, generator=torch.Generator().manual_seed(9))
+        )
     return gt, pan
 
 
-CASES = ["dark", "half black", "inverted", "saturated", "black band", "flat pan", "flat ms", "opposed bands", "noise pan", "chequered pan"]
+CASES = [
+    "dark",
+    "half black",
+    "inverted",
+    "saturated",
+    "black band",
+    "flat pan",
+    "flat ms",
+    "opposed bands",
+    "noise pan",
+    "chequered pan",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,8 +122,12 @@ def holes(size=96):
 def test_garbage_behind_a_mask_changes_no_bit(name, border):
     gt, pan = scene()
     ms, mask = degrade(gt, QB.mtf_ms), holes()
-    fused = [METHODS[name](torch.where(mask_to_ms(mask), ms, value), torch.where(mask, pan, value), QB, border=border, mask=mask)
-             for value in (0.0, math.nan, -math.inf, 65535.0)]
+    fused = [
+        METHODS[name](
+            torch.where(mask_to_ms(mask), ms, value), torch.where(mask, pan, value), QB, border=border, mask=mask
+        )
+        for value in (0.0, math.nan, -math.inf, 65535.0)
+    ]
     for other in fused[1:]:
         assert torch.equal(fused[0], other)
     assert torch.isfinite(fused[0]).all() and (fused[0].masked_select(~mask) == 0).all()
@@ -118,12 +139,16 @@ def test_a_mask_changes_little_far_from_the_holes(name):
     gt, pan = scene()
     ms, mask = degrade(gt, QB.mtf_ms), holes()
     whole = METHODS[name](ms, pan, QB, border="reflect")
-    masked = METHODS[name](torch.where(mask_to_ms(mask), ms, math.nan), torch.where(mask, pan, math.nan), QB, border="reflect", mask=mask)
+    masked = METHODS[name](
+        torch.where(mask_to_ms(mask), ms, math.nan), torch.where(mask, pan, math.nan), QB, border="reflect", mask=mask
+    )
     far = shrink_mask(mask, 16)
     assert 0.1 < far.float().mean() < 0.9
     detail = (whole - METHODS["EXP"](ms, pan, QB, border="reflect")).std()
     difference = (masked - whole).masked_select(far)
-    assert difference.abs().mean() < (0.01 if name == "EXP" else 0.1 * detail), f"{difference.abs().mean():.2f} DN, detail has {detail:.2f}"
+    assert difference.abs().mean() < (0.01 if name == "EXP" else 0.1 * detail), (
+        f"{difference.abs().mean():.2f} DN, detail has {detail:.2f}"
+    )
     near = (masked - whole).masked_select(mask & ~far)
     assert near.abs().mean() < 0.5 * whole.std()
 
@@ -164,7 +189,10 @@ def test_every_phase(name):
         ms = degrade(gt, QB.mtf_ms, phase=phase)
         score[phase] = ergas(METHODS[name](ms, pan, QB, border="reflect", phase=phase)[inner], gt[inner]).item()
     assert max(score.values()) < (1.3 if name == "TV" else 1.15) * min(score.values())
-    assert ergas(METHODS[name](degrade(gt, QB.mtf_ms, phase=0), pan, QB, border="reflect")[inner], gt[inner]).item() > 1.1 * score[0]
+    assert (
+        ergas(METHODS[name](degrade(gt, QB.mtf_ms, phase=0), pan, QB, border="reflect")[inner], gt[inner]).item()
+        > 1.1 * score[0]
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,23 +228,30 @@ TINY = replace(QB.subset(("B", "G")), ratio=1)
 MS, PAN = torch.tensor([[[[10.0, 30.0]], [[20.0, 60.0]]]]), torch.tensor([[[[4.0, 0.0]]]])
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("EXP", [[10, 30], [20, 60]]),
-    ("GIHS", [[40, 0], [50, 30]]),  # + (30, -30)
-    ("Brovey", [[30, 10], [60, 20]]),  # x (45/15, 15/45)
-    ("GS", [[30, 10], [60, 20]]),  # gains cov(I, m)/var(I) = 2/3 and 4/3
-    ("HPF", [[10, 30], [20, 60]]),  # a box of one pixel takes away all detail
-    ("SFIM", [[10, 30], [20, 60]]),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("EXP", [[10, 30], [20, 60]]),
+        ("GIHS", [[40, 0], [50, 30]]),  # + (30, -30)
+        ("Brovey", [[30, 10], [60, 20]]),  # x (45/15, 15/45)
+        ("GS", [[30, 10], [60, 20]]),  # gains cov(I, m)/var(I) = 2/3 and 4/3
+        ("HPF", [[10, 30], [20, 60]]),  # a box of one pixel takes away all detail
+        ("SFIM", [[10, 30], [20, 60]]),
+    ],
+)
 def test_by_hand(name, expected):
     torch.testing.assert_close(METHODS[name](MS, PAN, TINY)[0, :, 0], torch.tensor(expected, dtype=torch.float32))
 
 
 def test_pca_by_hand():
-    """Bands (0, 1, 2, 3) x (3, 4): the component lies along (3, 4)/5 with scores 5 x (-1.5, -.5, .5, 1.5); PAN's order replaces theirs."""
+    """Bands (0, 1, 2, 3) x (3, 4): the component lies along (3, 4)/5 with scores 5 x (-1.5, -.5, .5, 1.5); PAN's
+    order replaces theirs.
+    """
     line = torch.arange(4.0)
     ms, pan = torch.stack([3 * line, 4 * line])[None, :, None], torch.tensor([[[[0.0, 2.0, 1.0, 3.0]]]])
-    torch.testing.assert_close(METHODS["PCA"](ms, pan, TINY)[0, :, 0], torch.stack([3 * pan[0, 0, 0], 4 * pan[0, 0, 0]]))
+    torch.testing.assert_close(
+        METHODS["PCA"](ms, pan, TINY)[0, :, 0], torch.stack([3 * pan[0, 0, 0], 4 * pan[0, 0, 0]])
+    )
 
 
 def by_numpy(gt, pan, ratio=4):
@@ -250,11 +285,15 @@ def test_against_numpy(name):
             padded = np.pad(matched, 2, mode="reflect")
             low = sum(padded[i : i + 96, j : j + 96] for i in range(5) for j in range(5)) / 25
             expected.append(band + matched - low if name == "HPF" else band * np.clip(matched / low, 0, 4))
-    torch.testing.assert_close(METHODS[name](ms, pan, QB)[0].double(), torch.from_numpy(np.stack(expected)), rtol=1e-4, atol=0.02)
+    torch.testing.assert_close(
+        METHODS[name](ms, pan, QB)[0].double(), torch.from_numpy(np.stack(expected)), rtol=1e-4, atol=0.02
+    )
 
 
 def test_identities_of_component_substitution():
-    """What the equations leave alone: differences (GIHS), angles (Brovey), the mean band (GS, GIHS), all other components (PCA)."""
+    """What the equations leave alone: differences (GIHS), angles (Brovey), the mean band (GS, GIHS), all other
+    components (PCA).
+    """
     gt, pan = (x.double() for x in scene())
     ms = degrade(gt, QB.mtf_ms)
     lms, grey = METHODS["EXP"](ms, pan, QB), torch.tensor(0.25).double()
@@ -283,7 +322,9 @@ def test_no_detail_in_pan_adds_none(name):
     gt, pan = scene()
     ms = degrade(gt, QB.mtf_ms)
     flat, options = torch.full_like(pan, 400.0), {"weight": 0.0, "steps": 0} if name == "TV" else {}
-    torch.testing.assert_close(METHODS[name](ms, flat, QB, **options), METHODS["EXP"](ms, flat, QB), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(
+        METHODS[name](ms, flat, QB, **options), METHODS["EXP"](ms, flat, QB), rtol=1e-5, atol=1e-2
+    )
 
 
 # total variation ------------------------------------------------------------------------------------------------------
@@ -293,9 +334,15 @@ def test_tv_denoising_by_hand():
     """Two pixels of two bands, a step of (6, 8), length 10: each side gives way by `amount` along the step."""
     x = torch.tensor([[[[0.0, 6.0]], [[0.0, 8.0]]]], dtype=torch.float64)
     out = _tv_denoise(x, torch.tensor(1.0, dtype=torch.float64), steps=300)
-    torch.testing.assert_close(out, torch.tensor([[[[0.6, 5.4]], [[0.8, 7.2]]]], dtype=torch.float64), rtol=0, atol=1e-3)
-    flat = _tv_denoise(x, torch.tensor(9.0, dtype=torch.float64), steps=300)  # more than half the step: both meet in the middle
-    torch.testing.assert_close(flat, torch.tensor([[[[3.0, 3.0]], [[4.0, 4.0]]]], dtype=torch.float64), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        out, torch.tensor([[[[0.6, 5.4]], [[0.8, 7.2]]]], dtype=torch.float64), rtol=0, atol=1e-3
+    )
+    flat = _tv_denoise(
+        x, torch.tensor(9.0, dtype=torch.float64), steps=300
+    )  # more than half the step: both meet in the middle
+    torch.testing.assert_close(
+        flat, torch.tensor([[[[3.0, 3.0]], [[4.0, 4.0]]]], dtype=torch.float64), rtol=0, atol=1e-3
+    )
 
 
 def test_tv_reaches_the_minimum_of_its_energy():
@@ -311,7 +358,10 @@ def test_tv_reaches_the_minimum_of_its_energy():
     def energy(x):
         down = torch.nn.functional.pad(x.diff(dim=2), (0, 0, 0, 1))
         right = torch.nn.functional.pad(x.diff(dim=3), (0, 1))
-        data = 8 * ((degrade(x, QB.mtf_ms, border="replicate") - ms) ** 2).sum() + (((mix * x).sum(1, keepdim=True) - grey) ** 2).sum() / 2
+        data = (
+            8 * ((degrade(x, QB.mtf_ms, border="replicate") - ms) ** 2).sum()
+            + (((mix * x).sum(1, keepdim=True) - grey) ** 2).sum() / 2
+        )
         return data + amount * ((down**2 + right**2).sum(1) + 1e-8).sqrt().sum() * (1 + mix.square().sum())
 
     def value_and_slope(flat):
@@ -319,7 +369,13 @@ def test_tv_reaches_the_minimum_of_its_energy():
         value = energy(x)
         return value.item(), torch.autograd.grad(value, x)[0].numpy().ravel()
 
-    lowest = minimize(value_and_slope, METHODS["EXP"](ms, pan, QB).numpy().ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 3000, "maxfun": 4000}).fun
+    lowest = minimize(
+        value_and_slope,
+        METHODS["EXP"](ms, pan, QB).numpy().ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 3000, "maxfun": 4000},
+    ).fun
     reached = [energy(METHODS["TV"](ms, pan, QB, weight=weight, steps=steps)).item() for steps in (0, 20, 400)]
     print("energy after 0, 20, 400 steps and by L-BFGS:", reached, lowest)
     assert reached[0] > reached[1] >= reached[2] and reached[2] < 1.05 * lowest

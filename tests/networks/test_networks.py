@@ -81,11 +81,14 @@ def test_params_repeat_the_sizes_of_the_classes():
         assert set(params["networks"]) <= set(params["models"]), "DVC needs a key for each"
 
 
-@pytest.mark.parametrize("models, message", [
-    ({"fusionet": {"width": 8}}, "Unknown network 'fusionet'"),
-    ({"fusionnet": {"widht": 8}}, "did you mean 'width'"),
-    ({"frame": {"guide": True}}, "did you mean 'guided'"),
-])
+@pytest.mark.parametrize(
+    "models, message",
+    [
+        ({"fusionet": {"width": 8}}, "Unknown network 'fusionet'"),
+        ({"fusionnet": {"widht": 8}}, "did you mean 'width'"),
+        ({"frame": {"guide": True}}, "did you mean 'guided'"),
+    ],
+)
 def test_wrong_options_in_params_are_named(models, message):
     with pytest.raises(ValueError, match=f"params.yaml: models: .*{message}"):
         options_for("pnn", {**load_params(), "models": models})
@@ -206,6 +209,7 @@ def test_compiled_is_eager(name):
 
 # ---------------------------------------------------------------- the set of bands
 
+
 def test_bandset_serves_any_bands_and_ratio_with_one_file(tmp_path):
     save_weights(small("bandset"), tmp_path / "any.safetensors")
     model = load_weights(tmp_path / "any.safetensors")
@@ -224,6 +228,7 @@ def test_bandset_serves_any_bands_and_ratio_with_one_file(tmp_path):
 
 
 # ---------------------------------------------------------------- the frame
+
 
 def test_parts_of_the_frame():
     ms, pan, gt = pair()
@@ -280,6 +285,7 @@ def test_sizes_at_both_scales():
 
 
 # ---------------------------------------------------------------- scans
+
 
 def scan_example(length, dtype, device="cpu"):
     g = torch.Generator().manual_seed(length)

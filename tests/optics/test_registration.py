@@ -1,4 +1,6 @@
-"""Registration: known displacements are found to 0.05 PAN pixels, on several sensors and scenes, at both resolutions, and put right."""
+"""Registration: known displacements are found to 0.05 PAN pixels, on several sensors and scenes, at both
+resolutions, and put right.
+"""
 
 import math
 from dataclasses import replace
@@ -31,14 +33,18 @@ SHIFTS = ((0.0, 0.0), (0.5, -0.25), (-1.3, 2.6), (3.7, -3.9))
 
 
 def scene(sensor, *, picture=1, shift=(0.0, 0.0), band_shift=None, noise_dn=3.0, size=448, haze=150.0):
-    """A pair seen by a real sensor's responses: twelve materials, mixed by the colours of a picture; PAN moved by `shift`, each band by its own."""
+    """A pair seen by a real sensor's responses: twelve materials, mixed by the colours of a picture; PAN moved by
+    `shift`, each band by its own.
+    """
     sensor, rng = get_sensor(sensor), torch.Generator().manual_seed(picture)
     colours = load_picture(PICTURES[picture])[None]
     colours = colours[..., : min(size, colours.shape[2]) // 16 * 16, : min(size, colours.shape[3]) // 16 * 16].double()
     labels, spectra = load_spectra()
     chosen = spectra[torch.randint(len(labels), (12,), generator=rng).numpy()]
     centres = torch.rand(12, 3, 1, 1, generator=rng).double()
-    share = torch.softmax(-((colours - centres[None].squeeze(0)) ** 2).sum(1, keepdim=True).transpose(0, 1) / 0.02, 1)  # (1,12,H,W)
+    share = torch.softmax(
+        -((colours - centres[None].squeeze(0)) ** 2).sum(1, keepdim=True).transpose(0, 1) / 0.02, 1
+    )  # (1,12,H,W)
     responses = np.vstack([sensor.responses, sensor.pan_response])
     values = torch.from_numpy(chosen @ responses.T / responses.sum(1))  # (12,C+1)
     light = torch.einsum("bkhw,kc->bchw", share, values.double()) * (0.5 + colours.mean(1, keepdim=True))
@@ -47,14 +53,19 @@ def scene(sensor, *, picture=1, shift=(0.0, 0.0), band_shift=None, noise_dn=3.0,
     if band_shift is not None:
         bands = torch.cat([shift_image(band, s) for band, s in zip(bands.split(1, 1), band_shift)], 1)
     images = degrade(bands, sensor.mtf_ms), shift_image(mtf_blur(grey, [sensor.mtf_pan], 1), shift)
-    ms, pan = ((x + noise_dn * torch.randn(x.shape, generator=rng).double()).round().clamp(0, sensor.peak).float() for x in images)
+    ms, pan = (
+        (x + noise_dn * torch.randn(x.shape, generator=rng).double()).round().clamp(0, sensor.peak).float()
+        for x in images
+    )
     return ms, pan, sensor
 
 
 @pytest.mark.parametrize("picture", [1, 4, 6])
 @pytest.mark.parametrize("sensor", ["QB", "IKONOS", "GF2", "WV4", "WV2", "WV3"])
 def test_known_displacements(sensor, picture):
-    """Absolute error below 0.05 PAN pixels, at full and at reduced resolution, also of a PAN that sees the gap between red and near infrared (GF2)."""
+    """Absolute error below 0.05 PAN pixels, at full and at reduced resolution, also of a PAN that sees the gap
+    between red and near infrared (GF2).
+    """
     for i, shift in enumerate(SHIFTS):
         ms, pan, eyes = scene(sensor, picture=picture, shift=shift)
         if i == picture % len(SHIFTS) or i == 1:  # two of the four at each
@@ -63,17 +74,26 @@ def test_known_displacements(sensor, picture):
             assert found.found.all() and error < 0.05, f"full resolution, {shift}: {found.shift[0].tolist()}"
         small = wald_pair(ms, pan, eyes)
         found = estimate_shift(small["ms"], small["pan"], eyes, reach=3)
-        truth = torch.tensor(shift) / 4 + 0.125  # the protocol centres reduced PAN pixels half a PAN pixel before MS ones
-        assert found.found.all() and (found.shift[0] - truth).abs().max() < 0.05, f"reduced resolution, {truth}: {found.shift[0].tolist()}"
+        truth = (
+            torch.tensor(shift) / 4 + 0.125
+        )  # the protocol centres reduced PAN pixels half a PAN pixel before MS ones
+        assert found.found.all() and (found.shift[0] - truth).abs().max() < 0.05, (
+            f"reduced resolution, {truth}: {found.shift[0].tolist()}"
+        )
 
 
 @pytest.mark.parametrize("sensor", ["QB", "WV3"])
 def test_clipped_pixels_are_left_out(sensor):
-    """A tenth of PAN clipped: 0.05 PAN pixels hold, and would not if the clipped pixels counted. Clipped widely, all stay."""
+    """A tenth of PAN clipped: 0.05 PAN pixels hold, and would not if the clipped pixels counted. Clipped widely,
+    all stay.
+    """
     ms, pan, eyes = scene(sensor, shift=(0.5, -0.25))
     level = eyes.peak / pan.quantile(0.9)
     pan = (pan * level).round().clamp_max(eyes.peak)
-    errors = [(estimate_shift(ms, pan, e).shift[0] - torch.tensor((0.5, -0.25))).abs().max() for e in (eyes, replace(eyes, bits=12))]
+    errors = [
+        (estimate_shift(ms, pan, e).shift[0] - torch.tensor((0.5, -0.25))).abs().max()
+        for e in (eyes, replace(eyes, bits=12))
+    ]
     assert errors[0] < 0.05 and errors[0] < errors[1], errors
     pan = (pan * 1.5).clamp_max(eyes.peak)
     found, unknowing = (estimate_shift(ms, pan, e) for e in (eyes, replace(eyes, bits=12)))
@@ -104,13 +124,21 @@ def test_the_correction_is_what_shift_pan_takes():
     mended = torch.from_numpy(shift_pan(pan[0, 0].numpy(), found.correction))[None, None]
     assert estimate_shift(ms, mended, eyes).shift.abs().max() < 0.05
     assert explained_variance(ms, mended, eyes) > explained_variance(ms, pan, eyes)
-    torch.testing.assert_close(explained_variance(ms, pan, eyes, tuple(found.shift[0].tolist()), compare="edges"), found.r2_after, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        explained_variance(ms, pan, eyes, tuple(found.shift[0].tolist()), compare="edges"),
+        found.r2_after,
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_images_of_a_batch_are_independent():
     one, two = scene("QB", shift=(0.4, 0.7)), scene("QB", picture=4, shift=(-2.2, 1.1))
     side = tuple(min(a, b) for a, b in zip(one[0].shape[2:], two[0].shape[2:]))
-    ms, pan = torch.cat([x[0][..., : side[0], : side[1]] for x in (one, two)]), torch.cat([x[1][..., : 4 * side[0], : 4 * side[1]] for x in (one, two)])
+    ms, pan = (
+        torch.cat([x[0][..., : side[0], : side[1]] for x in (one, two)]),
+        torch.cat([x[1][..., : 4 * side[0], : 4 * side[1]] for x in (one, two)]),
+    )
     both = estimate_shift(ms, pan, "QB")
     for i in range(2):
         alone = estimate_shift(ms[i : i + 1], pan[i : i + 1], "QB")
@@ -124,7 +152,10 @@ def test_garbage_behind_a_mask_changes_nothing():
     mask = torch.ones_like(pan, dtype=torch.bool)
     mask[..., 100:220, :150] = False
     mask[..., 300, 300] = False
-    found = [estimate_shift(torch.where(mask_to_ms(mask), ms, v), torch.where(mask, pan, v), eyes, mask=mask) for v in (0.0, math.nan, 65535.0)]
+    found = [
+        estimate_shift(torch.where(mask_to_ms(mask), ms, v), torch.where(mask, pan, v), eyes, mask=mask)
+        for v in (0.0, math.nan, 65535.0)
+    ]
     for other in found:
         assert torch.equal(other.shift, found[0].shift) and torch.equal(other.r2_after, found[0].r2_after)
     assert (found[0].shift[0] - torch.tensor((-1.3, 2.6))).abs().max() < 0.05
@@ -139,8 +170,15 @@ def test_each_band(sensor):
     rng = np.random.default_rng(3)
     moves = torch.from_numpy(rng.uniform(-1.5, 1.5, (get_sensor(sensor).n_bands, 2)))
     ms, pan, eyes = scene(sensor)
-    still, moved = estimate_band_shifts(ms, pan, eyes), estimate_band_shifts(scene(sensor, band_shift=moves)[0], pan, eyes)
-    assert isinstance(still, Registration) and still.shift.shape == (1, eyes.n_bands, 2) and still.found.shape == (1, eyes.n_bands)
+    still, moved = (
+        estimate_band_shifts(ms, pan, eyes),
+        estimate_band_shifts(scene(sensor, band_shift=moves)[0], pan, eyes),
+    )
+    assert (
+        isinstance(still, Registration)
+        and still.shift.shape == (1, eyes.n_bands, 2)
+        and still.found.shape == (1, eyes.n_bands)
+    )
     assert still.shift[still.found].abs().max() < 0.25
     seen = (still.found & moved.found)[0]
     change = (moved.shift - still.shift)[0] + moves
@@ -167,7 +205,9 @@ def test_a_displaced_band_comes_back():
 def test_bands_that_agree_move_together():
     ms, pan, eyes = scene("WV2", shift=(0.6, -0.4))
     found = register_bands(ms, pan, eyes)[2]
-    assert (found.shift == found.shift[:, :1]).all() and (found.shift[0, 0] - torch.tensor((0.6, -0.4))).abs().max() < 0.05
+    assert (found.shift == found.shift[:, :1]).all() and (
+        found.shift[0, 0] - torch.tensor((0.6, -0.4))
+    ).abs().max() < 0.05
 
 
 def test_a_band_without_content_gets_the_joint_estimate():
@@ -209,7 +249,18 @@ def test_the_pictures_of_a_report():
     assert np.ptp(views[1]["fringes"], axis=-1).mean() < 0.6 * np.ptp(views[0]["fringes"], axis=-1).mean()
 
 
-@pytest.mark.parametrize("estimate", [estimate_shift, estimate_band_shifts, explained_variance, register, register_bands, residual_warning, registration_views])
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        estimate_shift,
+        estimate_band_shifts,
+        explained_variance,
+        register,
+        register_bands,
+        residual_warning,
+        registration_views,
+    ],
+)
 def test_wrong_input_is_refused(estimate):
     ms, pan = 500 + torch.rand(1, 4, 32, 32), 500 + torch.rand(1, 1, 128, 128)
     for call, words in (

@@ -1,4 +1,6 @@
-"""The catalogue is sound, files are used only if they are the right ones, and nothing is fetched unasked. No network: a server on this machine at most."""
+"""The catalogue is sound, files are used only if they are the right ones, and nothing is fetched unasked. No
+network: a server on this machine at most.
+"""
 
 import functools
 import http.server
@@ -19,8 +21,20 @@ SUM = sha256(HELD).hexdigest()
 
 
 def entry(**change):
-    return {"name": "one", "sensor": "QB", "content": "x", "resolution": "full", "files": [{"file": "a_ms.tif", "sha256": SUM, "address": "https://example.org/a_ms.tif"}], "terms": "unknown",
-            "registration": "unknown", "pan_offset_px": None, "manual": False, "checked": "no", "instructions": "", **change}
+    return {
+        "name": "one",
+        "sensor": "QB",
+        "content": "x",
+        "resolution": "full",
+        "files": [{"file": "a_ms.tif", "sha256": SUM, "address": "https://example.org/a_ms.tif"}],
+        "terms": "unknown",
+        "registration": "unknown",
+        "pan_offset_px": None,
+        "manual": False,
+        "checked": "no",
+        "instructions": "",
+        **change,
+    }
 
 
 def one_line(call, *parts, error=ValueError):
@@ -64,11 +78,24 @@ def test_the_committed_catalogue():
     assert all(e["terms"] and e["checked"] for e in entries.values()) and "TODO" not in text
 
 
-@pytest.mark.parametrize("change, parts", [
-    ({"sensor": "WV9"}, ["WV9"]), ({"resolution": "half"}, ["half", "reduced"]), ({"licence": "x"}, ["licence"]), ({"terms": None}, ["terms"]), ({"name": "../x"}, ["plain file name"]),
-    ({"files": []}, ["https://"]), ({"files": [{"file": "a", "sha256": SUM, "address": "ftp://x"}]}, ["https://"]), ({"files": [{"file": "a", "sha256": SUM[:-1], "address": None}]}, ["64"]),
-    ({"files": [{"file": "../a", "sha256": SUM, "address": None}]}, ["without folders"]), ({"manual": True}, ["instructions"]), ({"manual": "yes"}, ["manual"]),
-    ({"pan_offset_px": {20: [0.1, 0.2]}}, ["in quotes"]), ({"pan_offset_px": {"20": [0.1]}}, ["two numbers"])])
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        ({"sensor": "WV9"}, ["WV9"]),
+        ({"resolution": "half"}, ["half", "reduced"]),
+        ({"licence": "x"}, ["licence"]),
+        ({"terms": None}, ["terms"]),
+        ({"name": "../x"}, ["plain file name"]),
+        ({"files": []}, ["https://"]),
+        ({"files": [{"file": "a", "sha256": SUM, "address": "ftp://x"}]}, ["https://"]),
+        ({"files": [{"file": "a", "sha256": SUM[:-1], "address": None}]}, ["64"]),
+        ({"files": [{"file": "../a", "sha256": SUM, "address": None}]}, ["without folders"]),
+        ({"manual": True}, ["instructions"]),
+        ({"manual": "yes"}, ["manual"]),
+        ({"pan_offset_px": {20: [0.1, 0.2]}}, ["in quotes"]),
+        ({"pan_offset_px": {"20": [0.1]}}, ["two numbers"]),
+    ],
+)
 def test_an_unsound_entry_is_one_line(tmp_path, change, parts):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"entries": [entry(), entry(**({"name": "two"} | change))]}))
@@ -90,15 +117,43 @@ def test_a_filled_cache_needs_no_network(tmp_path, offline):
     assert catalog.fetch("one", cache=tmp_path, catalog=entries) == tmp_path / "one"
     (tmp_path / "one" / "a_ms.tif").write_bytes(b"<html>")
     for alone in (True, False):  # never overwritten, whatever it is
-        one_line(lambda alone=alone: catalog.fetch("one", cache=tmp_path, catalog=entries, offline=alone), tmp_path / "one" / "a_ms.tif", "delete it", SUM[:12])
+        one_line(
+            lambda alone=alone: catalog.fetch("one", cache=tmp_path, catalog=entries, offline=alone),
+            tmp_path / "one" / "a_ms.tif",
+            "delete it",
+            SUM[:12],
+        )
     assert (tmp_path / "one" / "a_ms.tif").read_bytes() == b"<html>"
 
 
 def test_missing_files(tmp_path, offline):
-    entries = {"one": entry(), "hand": entry(manual=True, files=[{"file": "b.mat", "sha256": SUM, "address": None}], instructions="ask the library"), "archive": entry(manual=True, files=[], instructions="see there")}
-    one_line(lambda: catalog.fetch("one", cache=tmp_path, catalog=entries, offline=True), "offline", "https://example.org/a_ms.tif", tmp_path / "one" / "a_ms.tif", error=FileNotFoundError)
-    one_line(lambda: catalog.fetch("hand", cache=tmp_path, catalog=entries), "ask the library", tmp_path / "hand" / "b.mat", error=FileNotFoundError)
-    one_line(lambda: catalog.fetch("archive", cache=tmp_path, catalog=entries), "see there", tmp_path / "archive", "Terms", error=FileNotFoundError)
+    entries = {
+        "one": entry(),
+        "hand": entry(
+            manual=True, files=[{"file": "b.mat", "sha256": SUM, "address": None}], instructions="ask the library"
+        ),
+        "archive": entry(manual=True, files=[], instructions="see there"),
+    }
+    one_line(
+        lambda: catalog.fetch("one", cache=tmp_path, catalog=entries, offline=True),
+        "offline",
+        "https://example.org/a_ms.tif",
+        tmp_path / "one" / "a_ms.tif",
+        error=FileNotFoundError,
+    )
+    one_line(
+        lambda: catalog.fetch("hand", cache=tmp_path, catalog=entries),
+        "ask the library",
+        tmp_path / "hand" / "b.mat",
+        error=FileNotFoundError,
+    )
+    one_line(
+        lambda: catalog.fetch("archive", cache=tmp_path, catalog=entries),
+        "see there",
+        tmp_path / "archive",
+        "Terms",
+        error=FileNotFoundError,
+    )
     one_line(lambda: catalog.fetch("two", cache=tmp_path, catalog=entries), "'two'", "one, hand")
     assert not list(tmp_path.iterdir())
 
@@ -110,9 +165,17 @@ def test_fetching(tmp_path, server):
     assert (catalog.fetch("one", cache=tmp_path, catalog=entries) / "a_ms.tif").read_bytes() == HELD
     (folder / "a_ms.tif").unlink()
     assert catalog.fetch("one", cache=tmp_path, catalog=entries).is_dir()  # not asked for again
-    one_line(lambda: catalog.fetch("one", cache=tmp_path / "new", catalog=entries), address, tmp_path / "new" / "one" / "a_ms.tif", "404", error=FileNotFoundError)
+    one_line(
+        lambda: catalog.fetch("one", cache=tmp_path / "new", catalog=entries),
+        address,
+        tmp_path / "new" / "one" / "a_ms.tif",
+        "404",
+        error=FileNotFoundError,
+    )
     (folder / "a_ms.tif").write_bytes(b"changed")
-    one_line(lambda: catalog.fetch("one", cache=tmp_path / "new", catalog=entries), address, "hash", error=FileNotFoundError)
+    one_line(
+        lambda: catalog.fetch("one", cache=tmp_path / "new", catalog=entries), address, "hash", error=FileNotFoundError
+    )
     assert not list((tmp_path / "new").rglob("*.tif")), "a wrong file was left in place"
 
 

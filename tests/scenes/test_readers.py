@@ -1,4 +1,6 @@
-"""Every layout, number type and order of axes gives the same labelled scene; what cannot be right is one line; memory holds one tile. Generated files only."""
+"""Every layout, number type and order of axes gives the same labelled scene; what cannot be right is one line;
+memory holds one tile. Generated files only.
+"""
 
 import dataclasses
 import gc
@@ -46,7 +48,9 @@ def tif(path, x, dtype="uint16", names=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with rasterio.open(path, "w", driver="GTiff", count=len(x), height=x.shape[1], width=x.shape[2], dtype=dtype) as raster:
+        with rasterio.open(
+            path, "w", driver="GTiff", count=len(x), height=x.shape[1], width=x.shape[2], dtype=dtype
+        ) as raster:
             raster.write(x.astype(dtype))
             for i, name in enumerate(names or (), 1):
                 raster.set_band_description(i, name)
@@ -101,7 +105,9 @@ def one_line(call, *parts, error=ValueError):
 @pytest.mark.parametrize("form", ["hwc", "chw", "1chw", "hwc1"])
 def test_types_and_axes(tmp_path, dtype, form):
     x = content(peak=250)["ms"]
-    np.save(tmp_path / "x.npy", {"hwc": hwc(x), "chw": x, "1chw": x[None], "hwc1": hwc(x)[..., None]}[form].astype(dtype))
+    np.save(
+        tmp_path / "x.npy", {"hwc": hwc(x), "chw": x, "1chw": x[None], "hwc1": hwc(x)[..., None]}[form].astype(dtype)
+    )
     got = read_array(tmp_path / "x.npy", bands=4)
     assert got.dtype == np.float32 and np.array_equal(got, x)
 
@@ -111,7 +117,9 @@ def test_both_versions_of_mat_are_turned_alike(tmp_path, version):
     x = content()
     square = np.arange(36.0).reshape(6, 6)  # a transposed square would not be seen from its shape
     mat(tmp_path / "x.mat", version, I_MS=hwc(x["ms"]), I_PAN=x["pan"][0], square=square)
-    assert np.array_equal(read_array(tmp_path / "x.mat", "I_MS"), x["ms"]) and np.array_equal(read_array(tmp_path / "x.mat", "I_PAN"), x["pan"])
+    assert np.array_equal(read_array(tmp_path / "x.mat", "I_MS"), x["ms"]) and np.array_equal(
+        read_array(tmp_path / "x.mat", "I_PAN"), x["pan"]
+    )
     assert np.array_equal(read_array(tmp_path / "x.mat", "square")[0], square)
     assert set(formats.list_keys(tmp_path / "x.mat")) == {"I_MS", "I_PAN", "square"}
 
@@ -121,7 +129,9 @@ def test_h5_of_another_program_is_left_as_it_is(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["pan"], file["mark"] = square, square
         file["mark"].attrs["MATLAB_class"] = np.bytes_("double")
-    assert np.array_equal(read_array(tmp_path / "x.h5", "pan")[0], square) and np.array_equal(read_array(tmp_path / "x.h5", "mark")[0], square.T)
+    assert np.array_equal(read_array(tmp_path / "x.h5", "pan")[0], square) and np.array_equal(
+        read_array(tmp_path / "x.h5", "mark")[0], square.T
+    )
 
 
 def test_broken_files_are_one_line(tmp_path):
@@ -175,7 +185,12 @@ def test_nbu(tmp_path, keys):
 
 
 def test_all_sensors_of_nbu_but_gaofen_1(tmp_path):
-    for folder, name in (("1 IKONOS", "IKONOS"), ("4 WorldView-4", "WV4"), ("5 WorldView-2", "WV2"), ("6 WorldView-3", "WV3")):
+    for folder, name in (
+        ("1 IKONOS", "IKONOS"),
+        ("4 WorldView-4", "WV4"),
+        ("5 WorldView-2", "WV2"),
+        ("6 WorldView-3", "WV3"),
+    ):
         nbu(tmp_path, 1, folder, bands=get_sensor(name).n_bands)
         assert read_scenes(tmp_path / folder)[0].attrs["sensor"] == name
     assert len(read_scenes(tmp_path)) == 4
@@ -207,7 +222,11 @@ def test_pairmax(tmp_path):
             tif(tmp_path / "W3_Muni_Urb" / place / f"{tag}.tif", x[kind])
     tif(tmp_path / "W2_Miam_Mix" / "FR" / "MS.tif", x["ms"]), tif(tmp_path / "W2_Miam_Mix" / "FR" / "PAN.tif", x["pan"])
     scenes = read_scenes(tmp_path)
-    assert list(zip(scenes.names, scenes.table()["acquisition"])) == [("W2_Miam_Mix/FR", "W2_Miam_Mix"), ("W3_Muni_Urb/FR", "W3_Muni_Urb"), ("W3_Muni_Urb/RR", "W3_Muni_Urb")]
+    assert list(zip(scenes.names, scenes.table()["acquisition"])) == [
+        ("W2_Miam_Mix/FR", "W2_Miam_Mix"),
+        ("W3_Muni_Urb/FR", "W3_Muni_Urb"),
+        ("W3_Muni_Urb/RR", "W3_Muni_Urb"),
+    ]
     same(scenes[0], x, gt=False), same(scenes[1], x, gt=False), same(scenes[2], x)
     assert {f.acquisition for f in read_scenes(tmp_path / "W3_Muni_Urb").files} == {"W3_Muni_Urb"}
     (tmp_path / "W3_Muni_Urb" / "RR" / "GT.tif").unlink()
@@ -215,11 +234,25 @@ def test_pairmax(tmp_path):
 
 
 @pytest.mark.parametrize("version", [5, 7.3])
-@pytest.mark.parametrize("keys", [{"I_MS": "ms"}, {"I_MS_LR": "ms", "I_MS": "gt"}, {"I_MS_LR": "ms", "I_MS": "gt", "I_GT": "gt"}, {"ms": "ms", "gt": "gt", "lms": "gt"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"I_MS": "ms"},
+        {"I_MS_LR": "ms", "I_MS": "gt"},
+        {"I_MS_LR": "ms", "I_MS": "gt", "I_GT": "gt"},
+        {"ms": "ms", "gt": "gt", "lms": "gt"},
+    ],
+)
 def test_toolbox(tmp_path, version, keys):
     x = content()
     pan = {"pan" if "ms" in keys else "I_PAN": x["pan"][0]}
-    mat(tmp_path / "imgIK.mat", version, ratio=np.array([[4.0]]), **{key: hwc(x[kind]) for key, kind in keys.items()}, **pan)
+    mat(
+        tmp_path / "imgIK.mat",
+        version,
+        ratio=np.array([[4.0]]),
+        **{key: hwc(x[kind]) for key, kind in keys.items()},
+        **pan,
+    )
     for path in (tmp_path, tmp_path / "imgIK.mat"):
         scene = read_scenes(path)[0]
         same(scene, x, gt={"I_GT", "gt"} & set(keys) != set())
@@ -245,12 +278,30 @@ def test_npy_triples(tmp_path, tags):
 
 
 def test_sensor_of_the_name():
-    for name, sensor in (("WV-2", "WV2"), ("wv02_tile", "WV2"), ("WorldView_4", "WV4"), ("QB_1", "QB"), ("QuickBird-2", "QB"), ("GaoFen2", "GF2"), ("gf-2", "GF2"), ("train_gf2", "GF2"), ("IKONOS-2", "IKONOS"), ("GeoEye-1", "GE1"), ("SPOT6", "SPOT6")):
+    for name, sensor in (
+        ("WV-2", "WV2"),
+        ("wv02_tile", "WV2"),
+        ("WorldView_4", "WV4"),
+        ("QB_1", "QB"),
+        ("QuickBird-2", "QB"),
+        ("GaoFen2", "GF2"),
+        ("gf-2", "GF2"),
+        ("train_gf2", "GF2"),
+        ("IKONOS-2", "IKONOS"),
+        ("GeoEye-1", "GE1"),
+        ("SPOT6", "SPOT6"),
+    ):
         assert named_sensors(name) == [sensor], name
     for name in ("tile_12", "wv22", "equals", "page", "psi", "band", "Mikonos", "pan1"):
         assert named_sensors(name) == [], name
     assert find_sensor(["QB_1", "QB and WV3"], "x") == "QB"
-    for names, part in ((["WV3 and QB"], "WV3, QB"), (["x", "y"], "no sensor"), (["QB_1", "WV3"], "ambiguous"), (["1", "GF-1"], "gf 1"), (["S7_Napl_Urb"], "s7")):
+    for names, part in (
+        (["WV3 and QB"], "WV3, QB"),
+        (["x", "y"], "no sensor"),
+        (["QB_1", "WV3"], "ambiguous"),
+        (["1", "GF-1"], "gf 1"),
+        (["S7_Napl_Urb"], "s7"),
+    ):
         one_line(lambda names=names: find_sensor(names, "x.mat"), "x.mat", part.split(",")[0], "sensor=")
 
 
@@ -269,7 +320,10 @@ def test_scale(tmp_path):
         assert bright[0]["gt"].max() > 2047
     _, wrong = saved(4, "wrong")
     one_line(lambda: wrong[0], "QB_wrong", "11 bits", "scale=")
-    tif(tmp_path / "t" / "QB_ms.tif", x["ms"] / 2047, "float32"), tif(tmp_path / "t" / "QB_pan.tif", x["pan"] / 2047, "float32")
+    (
+        tif(tmp_path / "t" / "QB_ms.tif", x["ms"] / 2047, "float32"),
+        tif(tmp_path / "t" / "QB_pan.tif", x["pan"] / 2047, "float32"),
+    )
     one_line(lambda: read_scenes(tmp_path / "t")[0], "QB_ms.tif", "[0,1]", "scale=2047")
     assert np.allclose(read_scenes(tmp_path / "t", scale=2047)[0]["ms"], x["ms"], atol=1e-3)
 
@@ -279,7 +333,10 @@ def test_order_of_bands(tmp_path):
     mat(tmp_path / "QB.mat", 5, I_MS=hwc(x["ms"][[2, 1, 0, 3]]), I_GT=hwc(x["gt"][[2, 1, 0, 3]]), I_PAN=x["pan"][0])
     same(read_scenes(tmp_path, order="R,G,B,NIR")[0], x)
     one_line(lambda: read_scenes(tmp_path, order="R,G,B")[0], "R,G,B", "B,G,R,NIR")
-    tif(tmp_path / "t" / "QB_ms.tif", x["ms"][[2, 1, 0, 3]], names=("R", "G", "B", "NIR")), tif(tmp_path / "t" / "QB_pan.tif", x["pan"])
+    (
+        tif(tmp_path / "t" / "QB_ms.tif", x["ms"][[2, 1, 0, 3]], names=("R", "G", "B", "NIR")),
+        tif(tmp_path / "t" / "QB_pan.tif", x["pan"]),
+    )
     one_line(lambda: read_scenes(tmp_path / "t")[0], "QB_ms.tif", "R,G,B,NIR", "order=")
     same(read_scenes(tmp_path / "t", order="R,G,B,NIR")[0], x, gt=False)
 
@@ -344,10 +401,16 @@ def test_split_by_acquisition(tmp_path):
     of = {n: n[0] for n in names}
     table = split_scenes(names, tmp_path / "s.csv", seed=1, acquisitions=of, tune=2, validation=0.34)
     assert (table.groupby("acquisition")["split"].nunique() == 1).all() and list(table["scene"]) == names
-    assert table.drop_duplicates("acquisition")["split"].value_counts().to_dict() == {"tune": 2, "validation": 2, "test": 4}
+    assert table.drop_duplicates("acquisition")["split"].value_counts().to_dict() == {
+        "tune": 2,
+        "validation": 2,
+        "test": 4,
+    }
     assert split_scenes(names, tmp_path / "s.csv", seed=2, acquisitions=of).equals(table)
     assert split_scenes(names, tmp_path / "again.csv", seed=1, acquisitions=of, tune=2, validation=0.34).equals(table)
-    draws = {tuple(split_scenes(names, tmp_path / f"{seed}.csv", seed=seed, acquisitions=of)["split"]) for seed in range(6)}
+    draws = {
+        tuple(split_scenes(names, tmp_path / f"{seed}.csv", seed=seed, acquisitions=of)["split"]) for seed in range(6)
+    }
     assert len(draws) > 3
     single = split_scenes(names, tmp_path / "single.csv", seed=1)  # nothing known: each tile by itself
     assert single["split"].value_counts().to_dict() == {"tune": 1, "validation": 8, "test": 31}
@@ -365,13 +428,19 @@ def test_split_is_checked(tmp_path):
     one_line(lambda: split_scenes(names, path, seed=1), "'train'", "validation")
     table.drop(columns="acquisition").to_csv(path, index=False)
     one_line(lambda: split_scenes(names, path, seed=1), "columns", "acquisition")
-    one_line(lambda: split_scenes(["a", "b"], tmp_path / "t.csv", seed=1, acquisitions={"a": "x", "b": "x"}), "1 acquisition", "acquisitions.csv")
+    one_line(
+        lambda: split_scenes(["a", "b"], tmp_path / "t.csv", seed=1, acquisitions={"a": "x", "b": "x"}),
+        "1 acquisition",
+        "acquisitions.csv",
+    )
     assert not (tmp_path / "t.csv").exists()
 
 
 def test_acquisitions_of_the_folder(tmp_path):
     nbu(tmp_path, 4)
-    (tmp_path / "acquisitions.csv").write_text("scene,acquisition\n" + "".join(f"2 QuickBird/{i},{'xxyy'[i - 1]}\n" for i in range(1, 5)))
+    (tmp_path / "acquisitions.csv").write_text(
+        "scene,acquisition\n" + "".join(f"2 QuickBird/{i},{'xxyy'[i - 1]}\n" for i in range(1, 5))
+    )
     scenes = read_scenes(tmp_path)
     assert list(scenes.table()["acquisition"]) == list("xxyy") and scenes[0].attrs["acquisition"] == "x"
     table = split_scenes(scenes, tmp_path / "s.csv", seed=1)
@@ -412,17 +481,26 @@ def test_a_target_of_real_scenes(study):
     folder.mkdir(parents=True)
     (folder / "tune_x.nc").write_bytes(b"an earlier simulation")
     table = link_scenes("QB", "archive/2 QuickBird", folder, seed=1)
-    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and json.loads((folder / "real.json").read_text())["scored"] == list(table.loc[table["scored"], "scene"])
+    assert sorted(p.name for p in folder.iterdir()) == ["real.json", "split.csv"] and json.loads(
+        (folder / "real.json").read_text()
+    )["scored"] == list(table.loc[table["scored"], "scene"])
     assert (study / "data" / "splits" / "QB.csv").read_text() == (folder / "split.csv").read_text()
     assert table["scored"].equals(table["split"] == "test")
     tuning, testing = find_scenes("QB")
     assert isinstance(testing, SceneList) and len(tuning) == 1 and len(testing) == (table["split"] == "test").sum()
     rows, images = score_scene(testing[0], classical_methods(["EXP"]))
-    assert list(rows["resolution"]) == ["reduced", "full"] and not rows["simulated"].any() and set(images) == {"reduced", "full"}
+    assert (
+        list(rows["resolution"]) == ["reduced", "full"]
+        and not rows["simulated"].any()
+        and set(images) == {"reduced", "full"}
+    )
     edited = table.drop(columns="scored").assign(split=["tune", "test"] * 4)
     edited.to_csv(study / "data" / "splits" / "QB.csv", index=False)
     assert link_scenes("QB", "archive/2 QuickBird", folder, seed=1)["split"].tolist() == ["tune", "test"] * 4
-    (study / "archive" / "2 QuickBird" / "MS_256" / "8.mat").unlink(), (study / "archive" / "2 QuickBird" / "PAN_1024" / "8.mat").unlink()
+    (
+        (study / "archive" / "2 QuickBird" / "MS_256" / "8.mat").unlink(),
+        (study / "archive" / "2 QuickBird" / "PAN_1024" / "8.mat").unlink(),
+    )
     one_line(lambda: find_scenes("QB"), "split.csv", "2 QuickBird/8")
     one_line(lambda: link_scenes("WV4", "archive", folder, seed=1), "sensors.WV4.data", "QB")
 
@@ -443,12 +521,18 @@ def test_adapting_to_real_scenes(study, kind):
     table = link_scenes("QB", "archive" if kind == "pairs" else "triples", study / "data" / "scenes" / "QB", seed=1)
     (study / "metrics" / "adapt").mkdir(parents=True)
     params = load_params()
-    result = adapt_scenes("QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}})
+    result = adapt_scenes(
+        "QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}}
+    )
     tested = table.loc[table["split"] == "test", "scene"]
     assert list(dict.fromkeys(result.rows["scene"])) == list(tested) and not result.rows["simulated"].any()
     assert set(result.rows["resolution"]) == ({"reduced", "full"} if kind == "pairs" else {"reduced"})
     assert set(json.loads((study / "metrics" / "adapt" / "QB.json").read_text())) >= {"reduced"}
-    assert len(linked_scenes(study / "data" / "scenes" / "QB", ("validation",))[0]) == (table["split"] == "validation").sum() > 0
+    assert (
+        len(linked_scenes(study / "data" / "scenes" / "QB", ("validation",))[0])
+        == (table["split"] == "validation").sum()
+        > 0
+    )
 
 
 def test_split_of_pancollection(tmp_path):
@@ -458,7 +542,10 @@ def test_split_of_pancollection(tmp_path):
     stack(tmp_path / "QB" / "test_qb_OrigScale_multiExm1.h5", 3, kinds=("lms", "ms", "pan"), size=320)
     table = split_scenes(read_scenes(tmp_path / "QB"), tmp_path / "s.csv", seed=1).set_index("scene")["split"]
     assert table.value_counts().to_dict() == {"tune": 1, "validation": 6, "test": 6}
-    assert table[table == "tune"].index[0].startswith("train_qb/") and (table[[n.startswith("test") for n in table.index]] == "test").all()
+    assert (
+        table[table == "tune"].index[0].startswith("train_qb/")
+        and (table[[n.startswith("test") for n in table.index]] == "test").all()
+    )
     for path in (tmp_path / "QB").glob("test*"):
         path.unlink()
     one_line(lambda: split_scenes(read_scenes(tmp_path / "QB"), tmp_path / "t.csv", seed=1), "train_qb.h5", "test_*.h5")
@@ -474,20 +561,34 @@ def test_scenes_of_both_resolutions(study, scored):
     assert table.equals(link_scenes("QB", "both", folder, seed=1, scored=scored))
     kind = table["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})
     tests = table["split"] == "test"
-    assert not table.loc[~tests, "scored"].any() and table[tests].groupby(kind)["scored"].sum().eq(scored or table[tests].groupby(kind).size()).all()
+    assert (
+        not table.loc[~tests, "scored"].any()
+        and table[tests].groupby(kind)["scored"].sum().eq(scored or table[tests].groupby(kind).size()).all()
+    )
     params = load_params()
     (study / "metrics" / "adapt").mkdir(parents=True)
-    rows = adapt_scenes("QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}}).rows
-    assert sorted(rows["scene"]) == sorted(table.loc[table["scored"], "scene"]) and (rows["resolution"] == rows["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})).all()
+    rows = adapt_scenes(
+        "QB", params | {"networks": [], "classical": ["EXP"], "adapt": params["adapt"] | {"released": []}}
+    ).rows
+    assert (
+        sorted(rows["scene"]) == sorted(table.loc[table["scored"], "scene"])
+        and (rows["resolution"] == rows["scene"].str.contains("OrigScale").map({True: "full", False: "reduced"})).all()
+    )
 
 
 def test_a_given_triple_is_scored_as_it_is(tmp_path):
     made = stack(tmp_path / "test_qb.h5", 1, size=128)[0]
     scene = read_scenes(tmp_path)[0]
-    rows, images = score_scene(scene, classical_methods(["EXP", "GSA"]) | {("truth", "", "x"): lambda ms, pan, sensor: images_of(made)})
+    rows, images = score_scene(
+        scene, classical_methods(["EXP", "GSA"]) | {("truth", "", "x"): lambda ms, pan, sensor: images_of(made)}
+    )
     assert list(rows["resolution"]) == ["reduced"] * 3 and set(images) == {"reduced"}
-    assert rows.set_index("method").loc["truth", "ergas"] == 0 and np.array_equal(images["reduced"]["gt"][0], made["gt"])
-    pair = make_scene(made["ms"], made["pan"][0], gt=made["gt"], sensor="QB", name="x", simulated=True)  # a truth at full resolution is not its reduced reference
+    assert rows.set_index("method").loc["truth", "ergas"] == 0 and np.array_equal(
+        images["reduced"]["gt"][0], made["gt"]
+    )
+    pair = make_scene(
+        made["ms"], made["pan"][0], gt=made["gt"], sensor="QB", name="x", simulated=True
+    )  # a truth at full resolution is not its reduced reference
     assert Pair.from_scene(pair).reduced().gt.shape == Pair.from_scene(pair).ms.shape
     lost = scene.drop_vars("gt")
     one_line(lambda: score_scene(lost, classical_methods(["EXP"])), "no reference")

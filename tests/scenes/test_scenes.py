@@ -56,7 +56,9 @@ def one_line(call, *words):
 
 def test_every_picture_has_its_row_and_licence():
     table = list_pictures()
-    files = {p.relative_to(PICTURES).as_posix() for p in PICTURES.rglob("*") if p.is_file() and p.name != "ATTRIBUTION.csv"}
+    files = {
+        p.relative_to(PICTURES).as_posix() for p in PICTURES.rglob("*") if p.is_file() and p.name != "ATTRIBUTION.csv"
+    }
     assert set(table["file"]) == files and table["file"].is_unique
     assert not [problem for _, row in table.iterrows() if (problem := licence_problem(row))]
     for column in ("title", "author", "source_package", "source_file", "change"):
@@ -64,8 +66,12 @@ def test_every_picture_has_its_row_and_licence():
 
 
 def test_share_alike_is_refused():
-    assert licence_problem({"file": "x.jpg", "licence": "CC-BY-SA-4.0", "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/"})
-    assert licence_problem({"file": "x.jpg", "licence": "CC-BY-4.0", "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/"})
+    assert licence_problem(
+        {"file": "x.jpg", "licence": "CC-BY-SA-4.0", "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/"}
+    )
+    assert licence_problem(
+        {"file": "x.jpg", "licence": "CC-BY-4.0", "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/"}
+    )
 
 
 def test_pictures_are_readable_and_small():
@@ -91,9 +97,17 @@ def test_splits_share_no_picture():
     assert len(benchmark) + len(pretrain) == len(list_pictures())
     photographs = [set(t.loc[t["kind"] == "photograph", "source_file"]) for t in (benchmark, pretrain)]
     assert not photographs[0] & photographs[1]
-    for source in set(benchmark["source_file"]) & set(pretrain["source_file"]):  # crops of one aerial photograph must not overlap
-        boxes = [[[int(v) for v in part.split()[-1].split("-")] for part in change.split(";")[0].replace(",", " ,").split(" ,")]
-                 for table in (benchmark, pretrain) for change in table.loc[table["source_file"] == source, "change"]]
+    for source in set(benchmark["source_file"]) & set(
+        pretrain["source_file"]
+    ):  # crops of one aerial photograph must not overlap
+        boxes = [
+            [
+                [int(v) for v in part.split()[-1].split("-")]
+                for part in change.split(";")[0].replace(",", " ,").split(" ,")
+            ]
+            for table in (benchmark, pretrain)
+            for change in table.loc[table["source_file"] == source, "change"]
+        ]
         (ax, ay), (bx, by) = boxes
         assert ax[1] <= bx[0] or bx[1] <= ax[0] or ay[1] <= by[0] or by[1] <= ay[0], source
 
@@ -158,7 +172,9 @@ def test_spectra_are_sane():
 def scene(**changes):
     generator = np.random.default_rng(1)
     facts = {"sensor": "GF2", "name": "test", "simulated": True, "gt": generator.random((4, 32, 40)) * 1000, **changes}
-    return make_scene(torch.from_numpy(generator.integers(0, 1024, (4, 8, 10))), generator.random((1, 32, 40)) * 1000, **facts)
+    return make_scene(
+        torch.from_numpy(generator.integers(0, 1024, (4, 8, 10))), generator.random((1, 32, 40)) * 1000, **facts
+    )
 
 
 @pytest.mark.parametrize("georeferenced", [False, True])
@@ -171,7 +187,11 @@ def test_scene_round_trip_is_byte_identical(tmp_path, georeferenced):
         digests |= {sha256(path.read_bytes()).hexdigest() for path in (tmp_path / f"{turn}.nc", again)}
     assert len(digests) == 1 and not list(tmp_path.glob(".*"))
     back = read_scene(tmp_path / "0.nc")
-    assert list(back.band.values) == ["B", "G", "R", "NIR"] and back.attrs["simulated"] == "yes" and back.attrs["ratio"] == 4
+    assert (
+        list(back.band.values) == ["B", "G", "R", "NIR"]
+        and back.attrs["simulated"] == "yes"
+        and back.attrs["ratio"] == 4
+    )
     np.testing.assert_array_equal(back.gt, scene().gt)
     assert float(back.x_ms[2]) == pytest.approx(float(back.x[4 * 2 + 2]))
     if georeferenced:
@@ -195,9 +215,17 @@ def pair(tmp_path):
     rasterio = pytest.importorskip("rasterio")
 
     def write(name, count, height, width, *, change=None, pixel=0.6, **profile):
-        values = np.random.default_rng(2).integers(1, 2000, (count, height, width)).astype(profile.get("dtype", "uint16"))
+        values = (
+            np.random.default_rng(2).integers(1, 2000, (count, height, width)).astype(profile.get("dtype", "uint16"))
+        )
         values = change(values) if change else values
-        profile = {"driver": "GTiff", "dtype": "uint16", "crs": "EPSG:32631", "transform": (pixel, 0, 5e5, 0, -pixel, 5e6), **profile}
+        profile = {
+            "driver": "GTiff",
+            "dtype": "uint16",
+            "crs": "EPSG:32631",
+            "transform": (pixel, 0, 5e5, 0, -pixel, 5e6),
+            **profile,
+        }
         with rasterio.open(tmp_path / name, "w", count=count, height=height, width=width, **profile) as raster:
             raster.write(values)
         return tmp_path / name
@@ -215,7 +243,9 @@ def test_own_pair(pair, tmp_path):
     with rasterio.open(path) as out, rasterio.open(pan) as reference:
         assert out.transform == reference.transform and out.crs == reference.crs and out.read().max() == 65535
     moved = read_pair(ms, pan, sensor="QB", shift_px=(0.5, 0.5))
-    assert float(moved.x[0]) == pytest.approx(float(own.x[0]) - 0.3) and float(moved.y[0]) == pytest.approx(float(own.y[0]) + 0.3)
+    assert float(moved.x[0]) == pytest.approx(float(own.x[0]) - 0.3) and float(moved.y[0]) == pytest.approx(
+        float(own.y[0]) + 0.3
+    )
 
 
 def test_bad_pairs(pair, tmp_path):
@@ -223,8 +253,15 @@ def test_bad_pairs(pair, tmp_path):
 
     one_line(lambda: read_pair(ms, pair("ratio3.tif", 1, 60, 72), sensor="QB"), "60x72", "20x24", "80x96")
     one_line(lambda: read_pair(tmp_path / "nothing.tif", pan, sensor="QB"), "nothing.tif", "missing")
-    one_line(lambda: read_pair(pair("zero.tif", 4, 20, 24, change=lambda v: v * (np.arange(4) != 2)[:, None, None].astype("uint16")), pan,
-                                    sensor="QB"), "zero.tif", "band 3")
+    one_line(
+        lambda: read_pair(
+            pair("zero.tif", 4, 20, 24, change=lambda v: v * (np.arange(4) != 2)[:, None, None].astype("uint16")),
+            pan,
+            sensor="QB",
+        ),
+        "zero.tif",
+        "band 3",
+    )
     one_line(lambda: read_pair(ms, pan, sensor="WV2"), "4 bands", 'sensor="WV2:B,G,R,NIR1"')
     one_line(lambda: read_pair(pan, ms, sensor="QB"), "exchanged")
     one_line(lambda: read_pair(ms, pair("scaled.tif", 1, 80, 96, change=lambda v: v * 30), sensor="QB"), "11 bits")
@@ -245,24 +282,39 @@ def smooth_scene():
 
 @pytest.mark.parametrize("kind", ["declared", "told", "nan"])
 def test_nodata_counts_nowhere(pair, kind):
-    """A wedge without data, filled with whatever: the scene, its mask, and every score are the same to the last bit; the rest is as in the whole scene."""
+    """A wedge without data, filled with whatever: the scene, its mask, and every score are the same to the last
+    bit; the rest is as in the whole scene.
+    """
     ms, pan = smooth_scene()
     coarse = np.asarray(mask_to_ms(torch.from_numpy(~WEDGE)[None, None])[0, 0])
     dtype, values = ("float32", (np.nan, np.inf)) if kind == "nan" else ("uint16", (0, 0))
     marked = {"nodata": 0} if kind == "declared" else {}
     tables = []
     for i, value in enumerate(values):
-        files = [pair(f"{i}-{name}.tif", len(x), *x.shape[1:], change=lambda _, x=x, m=m, v=value: np.where(m, x, v), dtype=dtype, **marked)
-                 for name, x, m in (("ms", ms, coarse), ("pan", pan, ~WEDGE))]
+        files = [
+            pair(
+                f"{i}-{name}.tif",
+                len(x),
+                *x.shape[1:],
+                change=lambda _, x=x, m=m, v=value: np.where(m, x, v),
+                dtype=dtype,
+                **marked,
+            )
+            for name, x, m in (("ms", ms, coarse), ("pan", pan, ~WEDGE))
+        ]
         own = read_pair(*files, sensor="QB", **({"nodata": 0} if kind == "told" else {}))
         assert np.array_equal(own.valid, np.kron(coarse, np.ones((4, 4), bool)) & ~WEDGE) and np.isfinite(own.pan).all()
-        assert np.array_equal(own.pan.to_numpy()[~WEDGE], pan[0][~WEDGE]) and np.array_equal(own.ms.to_numpy()[:, coarse], ms[:, coarse])
+        assert np.array_equal(own.pan.to_numpy()[~WEDGE], pan[0][~WEDGE]) and np.array_equal(
+            own.ms.to_numpy()[:, coarse], ms[:, coarse]
+        )
         for garbage in (1.0, 2047.0):  # in memory: whatever stands where nothing is valid
             spoilt = own.assign(pan=own.pan.where(own.valid, garbage))
             tables.append(score_scene(spoilt, classical_methods(["EXP", "GSA", "BT-H"]))[0].drop(columns="scene"))
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
-    whole = score_scene(make_scene(ms, pan, sensor="QB", name="whole", simulated=False), classical_methods(["EXP", "GSA"]))[0]
+    whole = score_scene(
+        make_scene(ms, pan, sensor="QB", name="whole", simulated=False), classical_methods(["EXP", "GSA"])
+    )[0]
     for row in (0, 2):
         assert tables[0].loc[row, "ergas"] == pytest.approx(whole.loc[row, "ergas"], rel=0.1)
 
@@ -270,7 +322,10 @@ def test_nodata_counts_nowhere(pair, kind):
 def test_nodata_is_kept_in_files(pair, tmp_path):
     import rasterio
 
-    ms, pan = pair("ms.tif", 4, 128, 128), pair("pan.tif", 1, 512, 512, change=lambda v: np.where(WEDGE, 0, v), nodata=0)
+    ms, pan = (
+        pair("ms.tif", 4, 128, 128),
+        pair("pan.tif", 1, 512, 512, change=lambda v: np.where(WEDGE, 0, v), nodata=0),
+    )
     own = read_pair(ms, pan, sensor="QB", shift_px=(0.5, -1.25))
     valid = own.valid.to_numpy()
     assert 0 < valid.mean() < (~WEDGE).mean() and not valid[WEDGE & np.roll(WEDGE, (1, -1), (0, 1))].any()
@@ -282,24 +337,55 @@ def test_nodata_is_kept_in_files(pair, tmp_path):
 
 def test_nothing_valid_is_one_line(pair):
     ms = pair("ms.tif", 4, 20, 24)
-    shade = pair("shade.tif", 4, 20, 24, change=lambda v: np.where((np.arange(4) == 0)[:, None, None] & (np.arange(24) < 5), 0, v), nodata=0)
+    shade = pair(
+        "shade.tif",
+        4,
+        20,
+        24,
+        change=lambda v: np.where((np.arange(4) == 0)[:, None, None] & (np.arange(24) < 5), 0, v),
+        nodata=0,
+    )
     assert "valid" not in read_pair(shade, pair("pan.tif", 1, 80, 96), sensor="QB")  # zero in one band only
-    one_line(lambda: read_pair(ms, pair("void.tif", 1, 80, 96, change=lambda v: v * 0, nodata=0), sensor="QB"), "void.tif", "no valid pixel")
+    one_line(
+        lambda: read_pair(ms, pair("void.tif", 1, 80, 96, change=lambda v: v * 0, nodata=0), sensor="QB"),
+        "void.tif",
+        "no valid pixel",
+    )
     left, right = (lambda v: np.where(np.arange(24) < 12, v, 0)), (lambda v: np.where(np.arange(96) >= 43, v, 0))
     read = (pair("left.tif", 4, 20, 24, change=left, nodata=0), pair("right.tif", 1, 80, 96, change=right, nodata=0))
     assert read_pair(*read, sensor="QB").valid.to_numpy().sum() == 80 * 5
     right = lambda v: np.where(np.arange(96) >= 46, v, 0)  # noqa: E731 (two columns of PAN are no MS pixel)
-    one_line(lambda: read_pair(read[0], pair("apart.tif", 1, 80, 96, change=right, nodata=0), sensor="QB"), "left.tif", "apart.tif", "in common")
-    empty = make_scene(np.ones((4, 128, 128)), np.ones((512, 512)), sensor="QB", name="x", simulated=False, valid=np.zeros((512, 512), bool))
+    one_line(
+        lambda: read_pair(read[0], pair("apart.tif", 1, 80, 96, change=right, nodata=0), sensor="QB"),
+        "left.tif",
+        "apart.tif",
+        "in common",
+    )
+    empty = make_scene(
+        np.ones((4, 128, 128)),
+        np.ones((512, 512)),
+        sensor="QB",
+        name="x",
+        simulated=False,
+        valid=np.zeros((512, 512), bool),
+    )
     one_line(lambda: score_scene(empty, classical_methods(["EXP"])), "no valid")
-    one_line(lambda: make_scene(np.ones((4, 8, 8)), np.ones((32, 32)), sensor="QB", name="x", simulated=False, valid=np.ones((8, 8), bool)), "(32, 32)", "(8, 8)")
+    one_line(
+        lambda: make_scene(
+            np.ones((4, 8, 8)), np.ones((32, 32)), sensor="QB", name="x", simulated=False, valid=np.ones((8, 8), bool)
+        ),
+        "(32, 32)",
+        "(8, 8)",
+    )
 
 
 def test_the_phase_stored_with_a_pair_is_used():
     fine = torch.from_numpy(smooth_scene()[1][None]).expand(1, 4, -1, -1)
     rows = {}
     for stored in (2, 1):
-        made = make_scene(degrade(fine, get_sensor("QB").mtf_ms, phase=1)[0], fine[0, 0], sensor="QB", name="x", simulated=True)
+        made = make_scene(
+            degrade(fine, get_sensor("QB").mtf_ms, phase=1)[0], fine[0, 0], sensor="QB", name="x", simulated=True
+        )
         made.attrs["phase"] = stored
         rows[stored] = score_scene(made, classical_methods(["EXP", "GSA"]))[0].set_index(["method", "resolution"])
     assert rows[1].loc[("GSA", "full"), "hqnr"] > rows[2].loc[("GSA", "full"), "hqnr"] + 1e-3

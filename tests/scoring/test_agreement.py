@@ -1,4 +1,5 @@
-"""Agreement with sewar, torchmetrics, SciPy and slow loops on random and real images; known disagreements, with their numbers.
+"""Agreement with sewar, torchmetrics, SciPy and slow loops on random and real images; known disagreements, with
+their numbers.
 
 Frozen values of the two packages are in tests/oracle/libraries.json (test_oracle.py); here they run.
 """
@@ -39,7 +40,8 @@ def array(image: torch.Tensor) -> np.ndarray:
     return image[0].permute(1, 2, 0).double().numpy()
 
 
-# ---- images --------------------------------------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------------
+
 
 def random_pair(bands: int, rows: int, columns: int):
     """Noise of 11 bits and a disturbed copy."""
@@ -51,7 +53,9 @@ def random_pair(bands: int, rows: int, columns: int):
 def picture_pair(name: str):
     """A committed picture on the 11-bit scale, and itself after degradation and interpolation."""
     pictures = list_pictures().set_index("file")["path"]
-    gt = (load_picture(next(p for f, p in pictures.items() if name in f))[None, :, :128, :160].double() * PEAK).round() + 1
+    gt = (
+        load_picture(next(p for f, p in pictures.items() if name in f))[None, :, :128, :160].double() * PEAK
+    ).round() + 1
     return upsample(degrade(gt, [0.3])).round().clamp(0, PEAK), gt
 
 
@@ -70,8 +74,14 @@ def real_pair(name: str):
 
 
 PAIRS = {
-    **{f"random {c} bands {h}x{w}": (random_pair, (c, h, w)) for c, h, w in ((1, 64, 64), (3, 70, 45), (4, 96, 64), (6, 40, 100), (8, 64, 90))},
-    **{f"picture {name}": (picture_pair, (name,)) for name in ("colosseum", "landsat7-raleigh-visible", "landsat8-city")},
+    **{
+        f"random {c} bands {h}x{w}": (random_pair, (c, h, w))
+        for c, h, w in ((1, 64, 64), (3, 70, 45), (4, 96, 64), (6, 40, 100), (8, 64, 90))
+    },
+    **{
+        f"picture {name}": (picture_pair, (name,))
+        for name in ("colosseum", "landsat7-raleigh-visible", "landsat8-city")
+    },
     **{f"real {name}": (real_pair, (name,)) for name in ("QB_20", "QB_27", "QB_34", "IKONOS", "WV2")},
 }
 
@@ -82,7 +92,7 @@ def pair(request):
     return make(*arguments)
 
 
-# ---- agreement -----------------------------------------------------------------------------------------------------------
+# ---- agreement ------------------------------------------------------------------------------------
 
 SEWAR = {
     "q2n": (lambda f, g: metrics.q2n(f, g), lambda g, f: sewar.full_ref.q2n(g, f)),
@@ -92,10 +102,22 @@ SEWAR = {
     "rmse": (lambda f, g: metrics.rmse(f, g), sewar.rmse),
 }
 TORCHMETRICS = {
-    "ergas": (lambda f, g: metrics.ergas(f, g), lambda f, g: tm.error_relative_global_dimensionless_synthesis(f, g, ratio=4), 1e-9),
+    "ergas": (
+        lambda f, g: metrics.ergas(f, g),
+        lambda f, g: tm.error_relative_global_dimensionless_synthesis(f, g, ratio=4),
+        1e-9,
+    ),
     "sam": (lambda f, g: metrics.sam(f, g), lambda f, g: torch.rad2deg(tm.spectral_angle_mapper(f, g)), 1e-9),
-    "psnr": (lambda f, g: metrics.psnr(f, g, PEAK), lambda f, g: tm.peak_signal_noise_ratio(f, g, data_range=PEAK), 1e-4),  # its peak is float32
-    "ssim": (lambda f, g: metrics.ssim(f, g, PEAK), lambda f, g: tm.structural_similarity_index_measure(f, g, data_range=PEAK), 1e-9),
+    "psnr": (
+        lambda f, g: metrics.psnr(f, g, PEAK),
+        lambda f, g: tm.peak_signal_noise_ratio(f, g, data_range=PEAK),
+        1e-4,
+    ),  # its peak is float32
+    "ssim": (
+        lambda f, g: metrics.ssim(f, g, PEAK),
+        lambda f, g: tm.structural_similarity_index_measure(f, g, data_range=PEAK),
+        1e-9,
+    ),
 }
 
 
@@ -104,7 +126,9 @@ TORCHMETRICS = {
 def test_sewar(pair, name, dtype, atol):
     ours, theirs = SEWAR[name]
     want = theirs(array(pair[1]), array(pair[0]))
-    assert ours(*(x.to(dtype) for x in pair)).item() == pytest.approx(want, rel=1e-9 if dtype is torch.float64 else 1e-6, abs=atol)
+    assert ours(*(x.to(dtype) for x in pair)).item() == pytest.approx(
+        want, rel=1e-9 if dtype is torch.float64 else 1e-6, abs=atol
+    )
 
 
 @pytest.mark.parametrize("name", TORCHMETRICS)
@@ -120,6 +144,7 @@ def test_scipy(pair, name):
     """The same quantities from SciPy's filters and statistics."""
     f, g = (array(x) for x in pair)
     if name == "ssim":
+
         def blur(x):
             return ndimage.gaussian_filter(x, 1.5, mode="mirror", radius=5, axes=(0, 1))
 
@@ -134,7 +159,8 @@ def test_scipy(pair, name):
         assert metrics.rmse(*pair).item() == pytest.approx(np.sqrt(np.mean((f - g) ** 2)), rel=1e-12)
 
 
-# ---- slow loops, written from the definitions ----------------------------------------------------------------------------
+# ---- slow loops, written from the definitions -----------------------------------------------------
+
 
 def times(a, b):
     """The toolbox's hypercomplex product of two vectors, by its recursion."""
@@ -164,7 +190,13 @@ def slow_q2n_block(x, y):
 @pytest.mark.parametrize("bands", [2, 4, 8])
 def test_q2n_pixel_by_pixel(bands):
     f, g = random_pair(bands, 32, 32)
-    want = np.mean([slow_q2n_block(array(g)[r : r + 16, c : c + 16], array(f)[r : r + 16, c : c + 16]) for r in (0, 16) for c in (0, 16)])
+    want = np.mean(
+        [
+            slow_q2n_block(array(g)[r : r + 16, c : c + 16], array(f)[r : r + 16, c : c + 16])
+            for r in (0, 16)
+            for c in (0, 16)
+        ]
+    )
     assert metrics.q2n(f, g, block=16).item() == pytest.approx(want, abs=1e-12)
 
 
@@ -189,11 +221,19 @@ def scene():
 
 def test_windows_one_by_one(scene):
     """Q, D_lambda, D_s, SCC and D_rho from windows taken out of the image."""
-    f, g, lms = (x[0, :, :128, :96].numpy() for x in (scene["fused"], scene["gt"], _uint16(upsample(scene["ms"][..., :32, :24], border="circular"))))
-    small = {"fused": scene["fused"][..., :128, :96], "ms": scene["ms"][..., :32, :24], "pan": scene["pan"][..., :128, :96]}
+    f, g, lms = (
+        x[0, :, :128, :96].numpy()
+        for x in (scene["fused"], scene["gt"], _uint16(upsample(scene["ms"][..., :32, :24], border="circular")))
+    )
+    small = {
+        "fused": scene["fused"][..., :128, :96],
+        "ms": scene["ms"][..., :32, :24],
+        "pan": scene["pan"][..., :128, :96],
+    }
     p, low = small["pan"][0, 0].numpy(), upsample(reduce_pan(small["pan"]), border="circular")[0, 0].numpy()
     assert metrics.q(torch.tensor(f[None]), torch.tensor(g[None])).item() == pytest.approx(
-        np.mean([slow_uqi(windows(a, 32), windows(b, 32)).mean() for a, b in zip(f, g)]), abs=1e-10)
+        np.mean([slow_uqi(windows(a, 32), windows(b, 32)).mean() for a, b in zip(f, g)]), abs=1e-10
+    )
 
     def block_q(a, b):
         return slow_uqi(windows(a, 32, 32), windows(b, 32, 32), 1).mean()
@@ -205,9 +245,13 @@ def test_windows_one_by_one(scene):
     rho = [[stats.pearsonr(a, b).statistic for a, b in zip(windows(band, 4, 4), windows(p, 4, 4))] for band in f[:2]]
     got = metrics.d_rho(**small, sensor="QB", return_map=True)[1][0, :2, ::4, ::4]
     assert np.allclose(got.flatten(1), rho, atol=1e-9)
-    edges = [np.hypot(*(ndimage.sobel(band[1:-1, 1:-1], axis, mode="constant") for axis in (0, 1))) for band in (*f, *g)]
+    edges = [
+        np.hypot(*(ndimage.sobel(band[1:-1, 1:-1], axis, mode="constant") for axis in (0, 1))) for band in (*f, *g)
+    ]
     a, b = np.stack(edges[:4]).ravel(), np.stack(edges[4:]).ravel()
-    assert metrics.scc(torch.tensor(f[None]), torch.tensor(g[None])).item() == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-12)
+    assert metrics.scc(torch.tensor(f[None]), torch.tensor(g[None])).item() == pytest.approx(
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("ratio, phase", [(4, None), (4, 1), (3, None)])
@@ -216,22 +260,44 @@ def test_reprojection_with_scipy(scene, ratio, phase):
     from dataclasses import replace
 
     sensor, fused = replace(get_sensor("QB"), ratio=ratio), scene["fused"][..., :192, :144]
-    ms = scene["ms"][..., : 192 // ratio, : 144 // ratio] if ratio == 4 else degrade(scene["gt"][..., :192, :144], sensor.mtf_ms, ratio)
+    ms = (
+        scene["ms"][..., : 192 // ratio, : 144 // ratio]
+        if ratio == 4
+        else degrade(scene["gt"][..., :192, :144], sensor.mtf_ms, ratio)
+    )
     start = ratio // 2 if phase is None else phase
     sigma = ratio / math.pi * np.sqrt(-2 * np.log(sensor.mtf_ms))
-    seen = np.stack([ndimage.gaussian_filter(b, s, mode="mirror", truncate=8)[start::ratio, start::ratio] for b, s in zip(fused[0].numpy(), sigma)], -1)
+    seen = np.stack(
+        [
+            ndimage.gaussian_filter(b, s, mode="mirror", truncate=8)[start::ratio, start::ratio]
+            for b, s in zip(fused[0].numpy(), sigma)
+        ],
+        -1,
+    )
     pan, reference = scene["pan"][..., :192, :144], array(ms)
     given = {"sensor": sensor, "phase": phase}
-    assert metrics.r_ergas(fused, ms, pan, **given).item() == pytest.approx(sewar.ergas(reference, seen, r=1 / ratio), abs=1e-4)
-    assert metrics.r_sam(fused, ms, pan, **given).item() == pytest.approx(math.degrees(sewar.sam(reference, seen)), abs=1e-4)
-    assert metrics.r_q2n(fused, ms, pan, **given).item() == pytest.approx(sewar.full_ref.q2n(reference, np.floor(seen + 0.5)) if ratio == 4 else sewar.full_ref.q2n(
-        np.floor(reference + 0.5), np.floor(seen + 0.5)), abs=2e-4)
+    assert metrics.r_ergas(fused, ms, pan, **given).item() == pytest.approx(
+        sewar.ergas(reference, seen, r=1 / ratio), abs=1e-4
+    )
+    assert metrics.r_sam(fused, ms, pan, **given).item() == pytest.approx(
+        math.degrees(sewar.sam(reference, seen)), abs=1e-4
+    )
+    assert metrics.r_q2n(fused, ms, pan, **given).item() == pytest.approx(
+        sewar.full_ref.q2n(reference, np.floor(seen + 0.5))
+        if ratio == 4
+        else sewar.full_ref.q2n(np.floor(reference + 0.5), np.floor(seen + 0.5)),
+        abs=2e-4,
+    )
 
 
-# ---- known disagreements, on the frozen example --------------------------------------------------------------------------
+# ---- known disagreements, on the frozen example ---------------------------------------------------
+
 
 def detail_correlation(scene) -> float:
-    """What the published code of D_rho's authors computes: correlation of detail, negative covariances zero, zeros outside."""
+    """What the published code of D_rho's authors computes: correlation of detail, negative covariances zero, zeros
+    outside.
+    """
+
     def box(x):
         table = np.pad(np.pad(x, 2).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         return (table[4:, 4:] - table[:-4, 4:] - table[4:, :-4] + table[:-4, :-4])[:-1, :-1]
@@ -239,7 +305,11 @@ def detail_correlation(scene) -> float:
     p, found = scene["pan"][0, 0].numpy(), []
     for f in scene["fused"][0].numpy():
         u, v = (x - box(x) / 16 for x in (f, p))
-        found.append((np.maximum(box(u * v), 1e-20) / np.sqrt(np.maximum(box(u * u), 1e-20) * np.maximum(box(v * v), 1e-20))).mean())
+        found.append(
+            (
+                np.maximum(box(u * v), 1e-20) / np.sqrt(np.maximum(box(u * u), 1e-20) * np.maximum(box(v * v), 1e-20))
+            ).mean()
+        )
     return 1 - np.mean(found)
 
 
@@ -250,7 +320,11 @@ def wide(scene):
 
 DIFFERENT = {  # what, here, there: a value of the frozen example
     "ERGAS, sewar with r=4": (0.7404, 11.8469, lambda s: sewar.ergas(array(s["gt"]), array(s["fused"]), r=4)),
-    "PSNR, sewar's peak of uint16": (41.2077, 71.3148, lambda s: sewar.psnr(array(s["gt"]).astype(np.uint16), array(s["fused"]).astype(np.uint16))),
+    "PSNR, sewar's peak of uint16": (
+        41.2077,
+        71.3148,
+        lambda s: sewar.psnr(array(s["gt"]).astype(np.uint16), array(s["fused"]).astype(np.uint16)),
+    ),
     "Q, torchmetrics": (0.9548, 0.8038, lambda s: tm.universal_image_quality_index(s["fused"], s["gt"])),
     "Q, sewar": (0.9548, 0.9995, lambda s: sewar.uqi(array(s["gt"]), array(s["fused"]), ws=32)),
     "SSIM, sewar": (0.9598, 0.9661, lambda s: sewar.ssim(array(s["gt"]), array(s["fused"]), MAX=2047)[0]),
@@ -267,11 +341,22 @@ DIFFERENT = {  # what, here, there: a value of the frozen example
     "D_rho, its authors' code": (0.3522, 0.4394, detail_correlation),
 }
 HERE = {
-    "ERGAS": lambda s: metrics.ergas(s["fused"], s["gt"]), "PSNR": lambda s: metrics.psnr(s["fused"], s["gt"], PEAK), "Q": lambda s: metrics.q(s["fused"], s["gt"]),
-    "SSIM": lambda s: metrics.ssim(s["fused"], s["gt"], PEAK), "SCC": lambda s: metrics.scc(s["fused"], s["gt"]), "RMSE": lambda s: metrics.rmse(s["fused"], s["gt"]),
+    "ERGAS": lambda s: metrics.ergas(s["fused"], s["gt"]),
+    "PSNR": lambda s: metrics.psnr(s["fused"], s["gt"], PEAK),
+    "Q": lambda s: metrics.q(s["fused"], s["gt"]),
+    "SSIM": lambda s: metrics.ssim(s["fused"], s["gt"], PEAK),
+    "SCC": lambda s: metrics.scc(s["fused"], s["gt"]),
+    "RMSE": lambda s: metrics.rmse(s["fused"], s["gt"]),
     "CC": lambda s: metrics.cc(s["fused"], s["gt"]),
-    **{n: (lambda s, index=i: index(s["fused"], s["ms"], s["pan"], sensor="QB"))
-       for n, i in {"D_lambda": metrics.d_lambda, "D_s": metrics.d_s, "QNR": metrics.qnr, "D_rho": metrics.d_rho}.items()},
+    **{
+        n: (lambda s, index=i: index(s["fused"], s["ms"], s["pan"], sensor="QB"))
+        for n, i in {
+            "D_lambda": metrics.d_lambda,
+            "D_s": metrics.d_s,
+            "QNR": metrics.qnr,
+            "D_rho": metrics.d_rho,
+        }.items()
+    },
 }
 
 
@@ -286,13 +371,19 @@ def test_where_agreement_ends(scene):
     """Zero vectors, batches and fractions: traps among indices that agree otherwise."""
     f, g = scene["fused"], scene["gt"].clone()
     g[..., :10, :] = 0
-    assert math.isnan(tm.spectral_angle_mapper(f, g)) and metrics.sam(f, g).item() == pytest.approx(math.degrees(sewar.sam(array(g), array(f))), abs=1e-9)
+    assert math.isnan(tm.spectral_angle_mapper(f, g)) and metrics.sam(f, g).item() == pytest.approx(
+        math.degrees(sewar.sam(array(g), array(f))), abs=1e-9
+    )
     two = torch.cat([f, scene["gt"] + 1]), torch.cat([scene["gt"]] * 2)
     assert metrics.psnr(*two, PEAK).mean().item() == pytest.approx(53.7150, abs=1e-4)  # mean over images
-    assert float(tm.peak_signal_noise_ratio(*two, data_range=PEAK)) == pytest.approx(44.2043, abs=1e-4)  # pooled over the batch
+    assert float(tm.peak_signal_noise_ratio(*two, data_range=PEAK)) == pytest.approx(
+        44.2043, abs=1e-4
+    )  # pooled over the batch
     broken = f + 0.4
     assert metrics.q2n(broken, scene["gt"]) == metrics.q2n(f, scene["gt"])  # rounds, as the toolbox does
-    assert metrics.q2n(broken, scene["gt"], uint16=False).item() == pytest.approx(sewar.full_ref.q2n(array(scene["gt"]), array(broken)), abs=1e-12)
+    assert metrics.q2n(broken, scene["gt"], uint16=False).item() == pytest.approx(
+        sewar.full_ref.q2n(array(scene["gt"]), array(broken)), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("reference", [0, 300])

@@ -74,7 +74,13 @@ REDUCED = {
     "SAM_self_deg": lambda f, g: metrics.sam(g, g),
     "SCC_self": lambda f, g: metrics.scc(g, g),
 }
-FULL = {"D_lambda": metrics.d_lambda, "D_lambda_K": metrics.d_lambda_k, "D_s": metrics.d_s, "QNR": metrics.qnr, "HQNR": metrics.hqnr}
+FULL = {
+    "D_lambda": metrics.d_lambda,
+    "D_lambda_K": metrics.d_lambda_k,
+    "D_s": metrics.d_s,
+    "QNR": metrics.qnr,
+    "HQNR": metrics.hqnr,
+}
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -87,7 +93,9 @@ def test_index_with_reference(scene, name, dtype, atol):
 @pytest.mark.parametrize("crop", [None, (250, 245)])
 def test_q2n_of_each_block(scene, crop):
     rows, columns = crop or (256, 256)
-    got = metrics.q2n(tensor(scene["fused"])[..., :rows, :columns], tensor(scene["gt"])[..., :rows, :columns], return_map=True)[1]
+    got = metrics.q2n(
+        tensor(scene["fused"])[..., :rows, :columns], tensor(scene["gt"])[..., :rows, :columns], return_map=True
+    )[1]
     close(got[0], torch.from_numpy(scene["q2n_map_crop" if crop else "q2n_map"]))
 
 
@@ -106,12 +114,18 @@ def test_interpolated_ms_changes_no_relation_to_itself(scene):
 
 
 ELSEWHERE = {
-    "ergas": metrics.ergas, "sam": metrics.sam, "q2n": metrics.q2n, "rmse": metrics.rmse,
-    "psnr": lambda f, g: metrics.psnr(f, g, 2047), "ssim": lambda f, g: metrics.ssim(f, g, 2047),
+    "ergas": metrics.ergas,
+    "sam": metrics.sam,
+    "q2n": metrics.q2n,
+    "rmse": metrics.rmse,
+    "psnr": lambda f, g: metrics.psnr(f, g, 2047),
+    "ssim": lambda f, g: metrics.ssim(f, g, 2047),
 }
 
 
-@pytest.mark.parametrize("package, name", [(package, name) for package, values in LIBRARIES["syn4_QB"].items() for name in values])
+@pytest.mark.parametrize(
+    "package, name", [(package, name) for package, values in LIBRARIES["syn4_QB"].items() for name in values]
+)
 def test_agreement_with_other_packages(scene, package, name):
     atol = 1e-6 if (package, name) == ("torchmetrics", "psnr") else 1e-9  # its logarithm is taken in float32
     close(ELSEWHERE[name](tensor(scene["fused"]), tensor(scene["gt"])), scene["libraries"][package][name], atol)

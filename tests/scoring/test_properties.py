@@ -17,14 +17,54 @@ very_few = settings(few, max_examples=3)
 
 PEAK = 2047
 REDUCED = {
-    "sam": metrics.sam, "ergas": metrics.ergas, "q": metrics.q, "q2n": metrics.q2n, "scc": metrics.scc, "rmse": metrics.rmse, "cc": metrics.cc,
-    "psnr": lambda f, g, **given: metrics.psnr(f, g, PEAK, **given), "ssim": lambda f, g, **given: metrics.ssim(f, g, PEAK, **given),
+    "sam": metrics.sam,
+    "ergas": metrics.ergas,
+    "q": metrics.q,
+    "q2n": metrics.q2n,
+    "scc": metrics.scc,
+    "rmse": metrics.rmse,
+    "cc": metrics.cc,
+    "psnr": lambda f, g, **given: metrics.psnr(f, g, PEAK, **given),
+    "ssim": lambda f, g, **given: metrics.ssim(f, g, PEAK, **given),
 }
-FULL = {name: getattr(metrics, name) for name in ("d_lambda", "d_s", "qnr", "d_lambda_k", "hqnr", "d_rho", "r_sam", "r_ergas", "r_q2n")}
-IDEAL = {"sam": 0, "ergas": 0, "rmse": 0, "psnr": math.inf, "q": 1, "q2n": 1, "scc": 1, "ssim": 1, "cc": 1, "r_sam": 0, "r_ergas": 0, "r_q2n": 1}
-RANGE = {"sam": (0, 180), "ergas": (0, math.inf), "rmse": (0, math.inf), "psnr": (-math.inf, math.inf), "q": (-1, 1), "q2n": (0, 1), "scc": (0, 1), "ssim": (-1, 1),
-         "cc": (-1, 1), "d_lambda": (0, 2), "d_s": (0, 2), "qnr": (-1, 1), "d_lambda_k": (0, 1), "hqnr": (-1, 1), "d_rho": (0, 2), "r_sam": (0, 180),
-         "r_ergas": (0, math.inf), "r_q2n": (0, 1)}
+FULL = {
+    name: getattr(metrics, name)
+    for name in ("d_lambda", "d_s", "qnr", "d_lambda_k", "hqnr", "d_rho", "r_sam", "r_ergas", "r_q2n")
+}
+IDEAL = {
+    "sam": 0,
+    "ergas": 0,
+    "rmse": 0,
+    "psnr": math.inf,
+    "q": 1,
+    "q2n": 1,
+    "scc": 1,
+    "ssim": 1,
+    "cc": 1,
+    "r_sam": 0,
+    "r_ergas": 0,
+    "r_q2n": 1,
+}
+RANGE = {
+    "sam": (0, 180),
+    "ergas": (0, math.inf),
+    "rmse": (0, math.inf),
+    "psnr": (-math.inf, math.inf),
+    "q": (-1, 1),
+    "q2n": (0, 1),
+    "scc": (0, 1),
+    "ssim": (-1, 1),
+    "cc": (-1, 1),
+    "d_lambda": (0, 2),
+    "d_s": (0, 2),
+    "qnr": (-1, 1),
+    "d_lambda_k": (0, 1),
+    "hqnr": (-1, 1),
+    "d_rho": (0, 2),
+    "r_sam": (0, 180),
+    "r_ergas": (0, math.inf),
+    "r_q2n": (0, 1),
+}
 BANDED = {"q2n", "d_lambda_k", "hqnr", "r_q2n"}  # hypercomplex: the order of the bands is part of the number
 
 seeds, gains = st.integers(0, 2**31), st.floats(0.1, 10)
@@ -36,7 +76,11 @@ def picture(generator, batch: int, bands: int, rows: int, columns: int) -> torch
     coarse = torch.rand(batch, 1, rows // 8 + 2, columns // 8 + 2, generator=generator, dtype=torch.float64)
     shapes = torch.nn.functional.interpolate(coarse, (rows, columns), mode="bilinear")
     own = torch.rand(batch, bands, 1, 1, generator=generator, dtype=torch.float64)
-    return (100 + 900 * own * shapes + 60 * torch.rand(batch, bands, rows, columns, generator=generator, dtype=torch.float64)).round()
+    return (
+        100
+        + 900 * own * shapes
+        + 60 * torch.rand(batch, bands, rows, columns, generator=generator, dtype=torch.float64)
+    ).round()
 
 
 @st.composite
@@ -45,12 +89,16 @@ def pairs(draw, batch=2):
     generator = torch.Generator().manual_seed(draw(seeds))
     shape = draw(st.integers(1, 9)), draw(st.integers(32, 70)), draw(st.integers(32, 70))
     gt = picture(generator, batch, *shape)
-    return gt + (draw(st.floats(1, 60)) * torch.randn(gt.shape, generator=generator, dtype=torch.float64)).round().clamp(-90, 90), gt
+    return gt + (
+        draw(st.floats(1, 60)) * torch.randn(gt.shape, generator=generator, dtype=torch.float64)
+    ).round().clamp(-90, 90), gt
 
 
 @st.composite
 def scenes(draw, batch=2):
-    """A four-band scene at full resolution; its sensor has equal gains for all bands, so that bands can be exchanged."""
+    """A four-band scene at full resolution; its sensor has equal gains for all bands, so that bands can be
+    exchanged.
+    """
     generator = torch.Generator().manual_seed(draw(seeds))
     gt = picture(generator, batch, 4, 4 * draw(st.integers(16, 24)), 4 * draw(st.integers(16, 24)))
     fused = gt + (draw(st.floats(1, 40)) * torch.randn(gt.shape, generator=generator, dtype=torch.float64)).round()
@@ -73,7 +121,8 @@ def same(call, scene, change, atol=1e-9, what=""):
     close(call({k: change(x) for k, x in scene.items()}), call(scene), atol, what)
 
 
-# ---- indices -------------------------------------------------------------------------------------------------------------
+# ---- indices --------------------------------------------------------------------------------------
+
 
 @few
 @given(pairs(), scenes())
@@ -82,7 +131,9 @@ def test_perfect_fusion_is_ideal(pair, scene):
         close(index(pair[1], pair[1]), float(IDEAL[name]), what=name)
     perfect = scene | {"fused": scene["gt"]}
     for name in ("r_sam", "r_ergas", "r_q2n"):
-        close(full(FULL[name], perfect), float(IDEAL[name]), 1e-5, name)  # R-SAM of equal images: an angle of 1e-6 degrees
+        close(
+            full(FULL[name], perfect), float(IDEAL[name]), 1e-5, name
+        )  # R-SAM of equal images: an angle of 1e-6 degrees
     lms = upsample(scene["ms"], border="circular").round()
     close(metrics.d_lambda(lms, scene["ms"], scene["pan"], sensor="WV4", block=8), 0.0)
     close(metrics.d_rho(3 * scene["pan"].expand(-1, 4, -1, -1) + 7, scene["ms"], scene["pan"], sensor="WV4"), 0.0)
@@ -91,10 +142,17 @@ def test_perfect_fusion_is_ideal(pair, scene):
 @few
 @given(pairs(), scenes())
 def test_values_stay_in_their_range(pair, scene):
-    found = {name: index(*pair) for name, index in REDUCED.items()} | {name: full(index, scene) for name, index in FULL.items()}
+    found = {name: index(*pair) for name, index in REDUCED.items()} | {
+        name: full(index, scene) for name, index in FULL.items()
+    }
     for name, value in found.items():
         low, high = RANGE[name]
-        assert value.dtype == torch.float64 and value.shape == (2,) and (value >= low - 1e-12).all() and (value <= high + 1e-12).all(), (name, value)
+        assert (
+            value.dtype == torch.float64
+            and value.shape == (2,)
+            and (value >= low - 1e-12).all()
+            and (value <= high + 1e-12).all()
+        ), (name, value)
 
 
 @few
@@ -116,7 +174,12 @@ def test_band_order_does_not_matter_where_it_should_not(pair, scene, random):
             close(index(pair[0][:, order], pair[1][:, order]), index(*pair), 1e-9, name)
     for name, index in FULL.items():
         if name not in BANDED:
-            same(lambda s, index=index: full(index, s), scene, lambda x: x[:, [2, 0, 3, 1]] if x.shape[1] > 1 else x, what=name)
+            same(
+                lambda s, index=index: full(index, s),
+                scene,
+                lambda x: x[:, [2, 0, 3, 1]] if x.shape[1] > 1 else x,
+                what=name,
+            )
 
 
 @few
@@ -150,7 +213,13 @@ def test_scaling_laws(pair, gain, other, offset):
 def test_scaling_laws_without_reference(scene, gain, offset):
     lms = upsample(scene["ms"], border="circular")
     for name in ("d_lambda", "d_s", "qnr"):
-        same(lambda s, index=FULL[name]: full(index, s, lms=s["lms"]), scene | {"lms": lms}, lambda x: gain * x, 1e-8, name)
+        same(
+            lambda s, index=FULL[name]: full(index, s, lms=s["lms"]),
+            scene | {"lms": lms},
+            lambda x: gain * x,
+            1e-8,
+            name,
+        )
     for name in ("r_sam", "r_ergas", "d_rho"):
         same(lambda s, index=FULL[name]: full(index, s), scene, lambda x: gain * x, 1e-6, name)
     moved = scene | {"fused": gain * scene["fused"] + offset, "pan": 2 * scene["pan"] + 1}
@@ -208,7 +277,10 @@ def test_pixelwise_means_of_parts_make_the_whole(pair, row):
     mask = torch.zeros(2, 1, *pair[0].shape[2:], dtype=torch.bool)
     mask[:, :, :row] = True
     share = mask.double().mean()
-    close(share * metrics.rmse(*pair, mask=mask) ** 2 + (1 - share) * metrics.rmse(*pair, mask=~mask) ** 2, metrics.rmse(*pair) ** 2)
+    close(
+        share * metrics.rmse(*pair, mask=mask) ** 2 + (1 - share) * metrics.rmse(*pair, mask=~mask) ** 2,
+        metrics.rmse(*pair) ** 2,
+    )
     close(share * metrics.sam(*pair, mask=mask) + (1 - share) * metrics.sam(*pair, mask=~mask), metrics.sam(*pair))
     upper = [x[..., :row, :] for x in pair]
     close(metrics.ergas(*pair, mask=mask), metrics.ergas(*upper))
@@ -225,12 +297,16 @@ def test_a_batch_with_an_image_without_valid_pixels_is_refused(pair, which):
             index(*pair, mask=mask)
 
 
-# ---- protocol and methods ------------------------------------------------------------------------------------------------
+# ---- protocol and methods -------------------------------------------------------------------------
+
 
 @few
 @given(values, st.integers(2, 6), st.sampled_from(BORDERS))
 def test_a_constant_stays_the_constant(value, ratio, border):
-    x, near = torch.full((1, 2, 12, 12), value, dtype=torch.float64), 1e-8 * value  # the toolbox's printed taps sum to 1 - 4e-10 an octave and axis
+    x, near = (
+        torch.full((1, 2, 12, 12), value, dtype=torch.float64),
+        1e-8 * value,
+    )  # the toolbox's printed taps sum to 1 - 4e-10 an octave and axis
     close(upsample(x, ratio, border=border), value, near)
     close(degrade(upsample(x, ratio, border=border), [0.3, 0.2], ratio), value, near)
     pan = torch.full((1, 1, 48, 48), 2 * value + 1, dtype=torch.float64)
@@ -242,7 +318,9 @@ def test_a_constant_stays_the_constant(value, ratio, border):
 def test_every_method_is_finite_on_constants(ms, pan, spread):
     bands = torch.linspace(1, 1 + spread, 4, dtype=torch.float64).view(1, -1, 1, 1)
     for name, method in classical.METHODS.items():
-        fused = method((ms * bands).expand(1, 4, 12, 12).contiguous(), torch.full((1, 1, 48, 48), pan, dtype=torch.float64), "QB")
+        fused = method(
+            (ms * bands).expand(1, 4, 12, 12).contiguous(), torch.full((1, 1, 48, 48), pan, dtype=torch.float64), "QB"
+        )
         assert fused.shape == (1, 4, 48, 48) and fused.isfinite().all(), (name, ms, pan)
 
 

@@ -44,9 +44,13 @@ from pansharp_study.study.report_tables import (
 TARGETS = ("WV2", "WV3", "WV4", "IKONOS", "QB", "GF2", "WV2-real")
 SEVEN = ["sam_deg", "ergas", "q2n", "psnr_db", "hqnr", "d_lambda_k", "d_s"]
 METHODS = (  # method, paradigm, error
-    ("EXP", "classical", 5.0), ("GSA", "classical", 3.0), ("BT-H", "classical", 2.0),
-    ("net zero-shot", "zero-shot", 3.0), ("net one-shot full", "one-shot full", 2.8),
-    ("net one-shot freeze", "one-shot freeze", 2.9), ("net one-shot from scratch", "one-shot from scratch", 3.5),
+    ("EXP", "classical", 5.0),
+    ("GSA", "classical", 3.0),
+    ("BT-H", "classical", 2.0),
+    ("net zero-shot", "zero-shot", 3.0),
+    ("net one-shot full", "one-shot full", 2.8),
+    ("net one-shot freeze", "one-shot freeze", 2.9),
+    ("net one-shot from scratch", "one-shot from scratch", 3.5),
 )
 COMMITTED = [p for t in TARGETS if (p := root() / "metrics" / "adapt" / f"{t}.csv").is_file()]
 
@@ -58,8 +62,14 @@ def scores(pictures: int, sensors=("QB",), tiles: int = 1, seed: int = 0) -> pd.
         hard = 1 + picture / 5
         for method, paradigm, error in METHODS:
             e = error * hard + rng.normal(0, 0.1)
-            label = {"sensor": sensor, "scene": f"p{picture}, tile {tile}", "simulated": True, "method": method,
-                     "network": "net" if "net" in method else "", "paradigm": paradigm}
+            label = {
+                "sensor": sensor,
+                "scene": f"p{picture}, tile {tile}",
+                "simulated": True,
+                "method": method,
+                "network": "net" if "net" in method else "",
+                "paradigm": paradigm,
+            }
             reduced = {"sam_deg": 2 * e, "ergas": e, "q2n": 1 - e / 20, "psnr_db": 40 - e}
             rows.append({**label, "resolution": "reduced", **reduced})
             d, d_s = 0.01 * (6 - error) + rng.uniform(0, 0.01), 0.02 * hard
@@ -116,13 +126,15 @@ def test_single_picture_has_no_interval():
 def test_tiles_are_drawn_with_their_picture():
     """Cutting pictures into equal tiles changes no interval and no p: tiles are no evidence of their own."""
     rows = scores(7)
-    many = pd.concat([rows.assign(scene=rows["scene"].str.replace("tile 0", f"tile {i}")) for i in range(6)],
-                     ignore_index=True)
+    many = pd.concat(
+        [rows.assign(scene=rows["scene"].str.replace("tile 0", f"tile {i}")) for i in range(6)], ignore_index=True
+    )
     for table in (lambda r: mean_table(r, ["ergas", "hqnr"]), lambda r: compare(r, [("EXP", "BT-H")])):
         pd.testing.assert_frame_equal(table(rows), table(many))
 
 
 # ---------------------------------------------------------------- tests
+
 
 def enumerate_p(d: np.ndarray) -> float:
     means = np.array([(d * s).mean() for s in itertools.product((-1, 1), repeat=len(d))])
@@ -193,10 +205,15 @@ def test_gain_is_relative():
 def test_best_classical_weighs_sam_and_ergas_alike():
     """SAM/SAM_EXP + ERGAS/ERGAS_EXP decides, over pictures and by group; EXP and networks are no candidates."""
     errors = {"EXP": (2.0, 2.0), "low ERGAS": (3.0, 1.0), "low SAM": (1.0, 1.4), "net zero-shot": (0.1, 0.1)}
-    rows = pd.DataFrame([("QB", f"{scene}, {tile}", method, "reduced", factor * sam, factor * ergas)
-                         for scene, factor, tiles in (("a", 1, 2), ("b", 5, 1)) for tile in range(tiles)
-                         for method, (sam, ergas) in errors.items()],
-                        columns=["sensor", "scene", "method", "resolution", "sam_deg", "ergas"])
+    rows = pd.DataFrame(
+        [
+            ("QB", f"{scene}, {tile}", method, "reduced", factor * sam, factor * ergas)
+            for scene, factor, tiles in (("a", 1, 2), ("b", 5, 1))
+            for tile in range(tiles)
+            for method, (sam, ergas) in errors.items()
+        ],
+        columns=["sensor", "scene", "method", "resolution", "sam_deg", "ergas"],
+    )
     rows["paradigm"] = rows["method"].map(lambda m: "zero-shot" if "net" in m else "classical")
     assert best_classical(rows) == "low SAM"
     other = rows.assign(sensor="WV2", sam_deg=1.0)
@@ -226,6 +243,7 @@ def test_missing_scores_are_left_out_by_pair():
 
 
 # ---------------------------------------------------------------- ranks
+
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 8), st.integers(2, 6), st.integers(0, 999))
@@ -260,20 +278,25 @@ def test_order_of_rows_does_not_matter():
 
 # ---------------------------------------------------------------- what is refused
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: interval([]), "shape (0,)"),
-    (lambda: interval([1.0, np.inf]), "1 finite"),
-    (lambda: picture_scores(scores(2), "ssim"), "there are: sam_deg, ergas"),
-    (lambda: gain(scores(2), "PCA", "EXP"), "'PCA'"),
-    (lambda: gain(scores(2), "GSA", "EXP", "psnr_db"), "dB"),
-    (lambda: rank_table(scores(2).query("method == 'EXP'"), ["ergas"]), "got 1"),
-])
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: interval([]), "shape (0,)"),
+        (lambda: interval([1.0, np.inf]), "1 finite"),
+        (lambda: picture_scores(scores(2), "ssim"), "there are: sam_deg, ergas"),
+        (lambda: gain(scores(2), "PCA", "EXP"), "'PCA'"),
+        (lambda: gain(scores(2), "GSA", "EXP", "psnr_db"), "dB"),
+        (lambda: rank_table(scores(2).query("method == 'EXP'"), ["ergas"]), "got 1"),
+    ],
+)
 def test_wrong_input_is_explained(call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
 
 
 # ---------------------------------------------------------------- in the reports
+
 
 def text(style) -> str:
     return re.sub(r"<[^>]+>", " ", style.to_html().split("</style>")[1])

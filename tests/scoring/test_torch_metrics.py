@@ -91,7 +91,9 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 
 def test_equal_values_are_not_taken_for_one_metric():
-    """Collections merge metrics with equal states after the first batch: ours never look equal, the same index with two options included."""
+    """Collections merge metrics with equal states after the first batch: ours never look equal, the same index with
+    two options included.
+    """
     given = images()
     two = MetricCollection({"coarse": Q2n(block=32), "fine": Q2n(block=16), "cc": CC()})
     two.update(given["gt"], given["gt"])

@@ -8,8 +8,17 @@ from pansharp_study.training.curves import load_curves
 from pansharp_study.training.loop import from_pool, load_checkpoint, save_checkpoint, train
 
 PARAMS = {
-    "steps": 6, "batch": 2, "lr": 3e-3, "weight_decay": 0.0, "clip": 1.0, "ema": 0.5, "validation": 2,
-    "log_every": 3, "checkpoint_every": 2, "compile": False, "graph": False,
+    "steps": 6,
+    "batch": 2,
+    "lr": 3e-3,
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "ema": 0.5,
+    "validation": 2,
+    "log_every": 3,
+    "checkpoint_every": 2,
+    "compile": False,
+    "graph": False,
 }
 
 
