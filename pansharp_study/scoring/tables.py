@@ -62,7 +62,7 @@ def summarise(
 ) -> pd.DataFrame:  # mean of each index per method, in the order of the rows
     "Mean scores per method."
     part = rows[rows["resolution"] == resolution]
-    keys = [k for k in INDICES if k in part and part[k].notna().any()]
+    keys = [k for k in BETTER if k in part and part[k].notna().any()]
     return part.groupby(["method", "network", "paradigm"], sort=False)[keys].mean().reset_index()
 
 # %% ../../nbs/scoring/24_tables.ipynb #e18296b7
