@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pansharp_study.classical import classical_methods
 from pansharp_study.core import load_params, seeded
 from pansharp_study.optics.wald import upsample
 from pansharp_study.scoring.tables import ROW, SCHEMA_VERSION
@@ -50,7 +51,7 @@ def study(tmp_path_factory):
     (real / "RR_SCENES.csv").write_text("\n".join(listing) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "cache_for", lambda *args: cache)
-        patch.setattr(benchmark, "METHODS", {name: benchmark.METHODS[name] for name in ("EXP", "GSA", "Brovey")})
+        patch.setattr(benchmark, "classical_methods", lambda _: classical_methods(["EXP", "GSA", "Brovey"]))
         targets = {"targets": ["QB", "WV4"]}
         patch.setattr(result_pages, "load_params", lambda **options: load_params(**options) | targets)
         main(["--real", str(real), "--out", str(folder / "out"), *CALL, "--pictures"])
