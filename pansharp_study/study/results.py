@@ -80,7 +80,7 @@ def ordered(
 
 
 def collect(
-    folders: list,  # of benchmark.run
+    folders: list,  # of benchmark.main
 ) -> Results:  # notes: runs
     "Bring together the files of finished jobs."
     folders = [Path(f) for f in folders]
@@ -231,7 +231,7 @@ def measure(
     params: dict,  # all of params.yaml
     *,
     most_pairs: int = 3,  # tuned on at once
-    **options,  # networks, seeds, share, device, minutes, weights: of benchmark.run
+    **options,  # networks, seeds, share, device, minutes, weights: of benchmark.main
 ) -> tuple[Path, int]:  # folder with rows; jobs that are left
     "Prepare the scenes and run the benchmark on them."
     cache = cache_for(real, split, params["adapt"] | {"most_pairs": most_pairs})
