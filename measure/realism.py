@@ -14,7 +14,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pansharp_study.study.real_scenes import load_scenes  # noqa: E402
+from pansharp_study.study.real_scenes import load_real_pairs, registered_only  # noqa: E402
 from pansharp_study.study.realism import pair_statistics  # noqa: E402
 
 TABLE = ROOT / "results" / "realism" / "statistics.csv"
@@ -24,17 +24,16 @@ DIGITS = 4  # significant digits kept
 def measure(folder: Path) -> pd.DataFrame:
     """A row for each development scene at reduced resolution."""
     rows = []
-    for scene in load_scenes(folder, "development"):
-        if scene.resolution != "reduced":
+    for pair in registered_only(load_real_pairs(folder, "development")):
+        if pair.resolution != "reduced":
             continue
-        pan = scene.registered[1]
         place = {
             "kind": "scene",
-            "name": scene.name,
-            "sensor": scene.sensor.name.split(":")[0],
-            "acquisition": scene.acquisition,
+            "name": pair.name,
+            "sensor": pair.sensor.name.split(":")[0],
+            "acquisition": pair.acquisition,
         }
-        rows.append({**place, "bands": scene.gt.shape[1], **pair_statistics(scene.gt, pan)})
+        rows.append({**place, "bands": pair.gt.shape[1], **pair_statistics(pair.gt, pair.pan)})
     return pd.DataFrame(rows)
 
 
